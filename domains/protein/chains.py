@@ -1,4 +1,4 @@
-"""In-memory sets of CA chains: their compact npz format, the embedded PDB set and its train/val/test split."""
+"""In-memory sets of CA chains: compact npz format, embedded PDB set, train/val/test split."""
 
 from __future__ import annotations
 
@@ -226,9 +226,9 @@ def _check_sizes(n: int, lengths: NDArray, delta: NDArray, seq: NDArray, dssp: N
     )
     if not ok:
         raise XDistillError(
-            f"chain set is inconsistent: {n} ids, {lengths.shape} lengths that sum to {total}, delta {delta.shape} "
-            f"{delta.dtype}, seq {seq.shape} {seq.dtype}, dssp {dssp.shape} {dssp.dtype}; expected delta int16 "
-            f"[{total - n}, 3], seq and dssp uint8 [{total}]"
+            f"chain set is inconsistent: {n} ids, {lengths.shape} lengths of sum {total}, delta {delta.dtype}"
+            f"{delta.shape}, seq {seq.dtype}{seq.shape}, dssp {dssp.dtype}{dssp.shape}; "
+            f"expected delta int16({total - n}, 3), seq and dssp uint8({total},)"
         )
 
 

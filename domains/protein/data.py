@@ -1,8 +1,7 @@
-"""Training batches of CA chains, pure functions of (seed, step, rank, world): an endless bucketed schedule."""
+"""Batches of CA chains as pure functions of (seed, step, rank, world): an endless bucketed schedule."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xdistill import rng
 from xdistill.domains.protein.chains import ChainSet
 from xdistill.errors import XDistillError
 
@@ -27,12 +27,6 @@ class ProteinBatch(NamedTuple):
     mask: Tensor
     coarse_class: Tensor
     index: Tensor
-
-
-def seeded(*key: int) -> torch.Generator:
-    """A CPU generator that depends on all integers of `key` and nothing else."""
-    digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def random_rotations(n: int, generator: torch.Generator) -> Tensor:
@@ -76,9 +70,10 @@ class Schedule:
     """An infinite deterministic sequence of index batches over length buckets.
 
     Bucket b with m_b chains and s_b chains a batch gets a share m_b / s_b of the batches, and walks through
-    endless reshuffles of its members, so chains are visited equally often up to the rounding of shares to a
-    cycle of batches. A bucket smaller than its batch repeats members (each with its own rotation). Batches that
-    different ranks read in one step come from independent buckets, so a global batch mixes lengths.
+    endless reshuffles of its members; its batches are spread over the sequence by stratified draws. So chains
+    are visited equally often, up to the rounding of shares to a cycle. A bucket smaller than its batch
+    repeats members, each under its own rotation. Ranks read different buckets in one step, so a global batch
+    mixes lengths.
     """
 
     buckets: tuple[Bucket, ...]
@@ -120,7 +115,7 @@ class Schedule:
         visit = (k // sum(self.visits)) * self.visits[b] + int(occurrence[slot])
         first, last = visit * bucket.size, (visit + 1) * bucket.size
         laps = range(first // m, (last - 1) // m + 1)
-        shuffles = [torch.randperm(m, generator=seeded(seed, 1, b, lap)) for lap in laps]
+        shuffles = [torch.randperm(m, generator=rng.generator("lap", seed, b, lap)) for lap in laps]
         walk = torch.cat(shuffles)[first % m : first % m + bucket.size]
         return bucket.members[walk]
 
@@ -141,7 +136,9 @@ def train_batch(
         max_tokens: limit on padded residues a batch (b * n), since cost grows with n.
     """
     k = step * world + rank
-    return sample_batch(chains, _schedule(chains, batch_size, max_tokens).index(seed, k), seeded(seed, 2, k))
+    return sample_batch(
+        chains, _schedule(chains, batch_size, max_tokens).index(seed, k), rng.generator("rotation", seed, k)
+    )
 
 
 @dataclass(frozen=True)
@@ -178,10 +175,11 @@ def _schedule(chains: ChainSet, batch_size: int | None, max_tokens: int | None) 
 def _cycle(visits: tuple[int, ...], seed: int, cycle: int) -> tuple[Tensor, Tensor]:
     """Bucket of each batch of a cycle, and how many batches of that bucket came before it in the cycle."""
     counts = torch.tensor(visits)
-    order = torch.repeat_interleave(torch.arange(len(visits)), counts)
+    bucket = torch.repeat_interleave(torch.arange(len(visits)), counts)
     occurrence = torch.cat([torch.arange(v) for v in visits])
-    shuffle = torch.randperm(len(order), generator=seeded(seed, 0, cycle))
-    return order[shuffle], occurrence[shuffle]
+    jitter = torch.rand(len(bucket), generator=rng.generator("cycle", seed, cycle), dtype=torch.float64)
+    order = ((occurrence + jitter) / counts[bucket]).argsort(stable=True)
+    return bucket[order], occurrence[order]
 
 
 def _round_up(n: N) -> N:
