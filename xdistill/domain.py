@@ -1,0 +1,113 @@
+"""The contract of a domain: it knows a modality, its data and its networks, and no objective."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from xdistill.errors import UsageError
+from xdistill.models import Batch
+from xdistill.process import Process
+from xdistill.rng import Generator
+
+
+class DataSource(Protocol):
+    """Training batches as a pure function of their index: resume and workers need nothing else."""
+
+    def batch(self, index: int, rank: int, world: int) -> Batch:
+        """The batch of `rank` at draw `index` of the run."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number with its bootstrap 95 % interval and the number of samples behind it.
+
+    better: `high`, `low`, or `none` for a description without a good direction.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    better: str = "none"
+
+
+class Domain(ABC):
+    """One modality. `cfg` is the domain's own resolved configuration section."""
+
+    name: str
+    process: Process
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        self.cfg = cfg
+
+    @abstractmethod
+    def teacher(self) -> nn.Module:
+        """The many-step network, weights loaded, satisfying the process's model protocol."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A freshly initialised network of the teacher's architecture (what `flow_matching` trains)."""
+
+    def student(self, teacher: nn.Module) -> nn.Module:
+        """A trainable copy of the teacher; called after the teacher's weights are loaded."""
+        return clone(teacher)
+
+    def critic(self, teacher: nn.Module) -> nn.Module:
+        """The fake score: a trainable copy of the teacher."""
+        return clone(teacher)
+
+    def discriminator(self, teacher: nn.Module) -> nn.Module:
+        """A network (x_t, t, cond) -> logits [B] for adversarial objectives."""
+        raise UsageError(f"domain '{self.name}' offers no discriminator: use an objective without one")
+
+    @abstractmethod
+    def data(self, batch_size: int, seed: int) -> DataSource:
+        """Real training data."""
+
+    @abstractmethod
+    def null_data(self, batch_size: int, seed: int) -> DataSource:
+        """Data-free batches: lengths and conditions only."""
+
+    @abstractmethod
+    def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch:
+        """Lengths and conditions of samples `indices`; sample i depends on (seed, i) and the request alone."""
+
+    @abstractmethod
+    def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
+        """The teacher's own samplers by name; `reference` is the many-step one it is published with."""
+
+    @abstractmethod
+    def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
+        """Quality of decoded samples, proxies named as such; the entry `score` (higher is better) picks `best`."""
+
+    @abstractmethod
+    def decode(self, sample: Any) -> list[Any]:
+        """A batch of states -> one plain object a sample (a CA trace, a point set, a text)."""
+
+    @abstractmethod
+    def write(self, sample: Any, path: Path) -> Path:
+        """Write one decoded sample atomically; returns the final path (with the format's suffix)."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> list[Any]:
+        """Decoded samples from a folder of files written by anyone in this domain's formats."""
+
+
+class TeacherSampler(Protocol):
+    """A sampler of the teacher at a free number of network calls."""
+
+    def __call__(
+        self, model: Any, batch: Batch, generator: Generator, *, steps: int | None = None
+    ) -> Any: ...
+
+
+def clone(module: nn.Module) -> nn.Module:
+    """A deep copy with its own parameters, all of them trainable."""
+    return copy.deepcopy(module).requires_grad_(True)

@@ -1,0 +1,104 @@
+"""The protocols a domain's networks satisfy, and the little that objectives and samplers share about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from xdistill.process import GaussianProcess, Kind
+from xdistill.state import Field, Tokens
+
+X = TypeVar("X")
+
+
+class Cond(Protocol):
+    """Conditioning, opaque to the core: labels, text, a reference spectrogram, voxel coordinates."""
+
+    def drop(self) -> Cond:
+        """The unconditional version."""
+
+    def to(self, device: torch.device | str) -> Cond:
+        """The same conditioning on another device."""
+
+
+@dataclass(frozen=True)
+class NoCond:
+    """Nothing to condition on."""
+
+    def drop(self) -> NoCond:
+        return self
+
+    def to(self, device: torch.device | str) -> NoCond:
+        return self
+
+
+class FlowModel(Protocol):
+    """A network at one time of a continuous process.
+
+    Implementations are nn.Modules that keep their parameters in submodules (ZeRO hooks see tensors there)
+    and return a prediction of `kind`, in the layout of x_t.
+    """
+
+    kind: Kind
+
+    def __call__(self, x_t: Field, t: Tensor, cond: Cond) -> Field: ...
+
+
+class FlowMapModel(Protocol):
+    """Average velocity between t and r <= t."""
+
+    def __call__(self, x_t: Field, t: Tensor, r: Tensor, cond: Cond) -> Field: ...
+
+
+class TokenModel(Protocol):
+    """Log-probabilities of the clean tokens, [B, L, V]."""
+
+    def __call__(self, z_t: Tokens, t: Tensor, cond: Cond) -> Tensor: ...
+
+
+class ARModel(Protocol):
+    """Next-token network with an explicit cache."""
+
+    def start(self, cond: Cond) -> object: ...
+
+    def next(self, cache: object, prev: Tensor) -> tuple[Tensor, object]: ...
+
+
+@runtime_checkable
+class Featurizer(Protocol):
+    """A network that exposes pooled features of a noised state: what a discriminator head reads."""
+
+    feature_dim: int
+
+    def features(self, x_t: Field, t: Tensor, cond: Cond) -> Tensor:
+        """[B, feature_dim], pooled over valid elements so that one sample gives one logit."""
+
+
+@dataclass(frozen=True)
+class Batch(Generic[X]):
+    """What a training phase starts from.
+
+    like: a state with the layout that samples take (lengths, masks); its values are data when `real`.
+    real: whether `like` holds clean data; data-free objectives work with either.
+    """
+
+    like: X
+    cond: Cond = field(default_factory=NoCond)
+    real: bool = True
+
+    def to(self, device: torch.device | str) -> Batch[X]:
+        """The same batch on another device."""
+        return Batch(self.like.to(device), self.cond.to(device), self.real)  # type: ignore[attr-defined]
+
+
+def denoise(model: FlowModel, process: GaussianProcess, x_t: Field, t: Tensor, cond: Cond) -> Field:
+    """The clean estimate E[x0 | x_t] of any flow model, masked and gauge-free."""
+    return process.convert(model(x_t, t, cond), model.kind, Kind.X0, x_t, t).project()
+
+
+def velocity(model: FlowModel, process: GaussianProcess, x_t: Field, t: Tensor, cond: Cond) -> Field:
+    """The probability-flow velocity dx_t/dt of any flow model, masked and gauge-free."""
+    return process.convert(model(x_t, t, cond), model.kind, Kind.VELOCITY, x_t, t).project()

@@ -1,0 +1,75 @@
+"""Where a training state comes from: data, noised data, a student rollout, a teacher trajectory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xdistill import rng
+from xdistill.errors import XDistillError
+from xdistill.models import Batch, Cond, FlowModel, denoise
+from xdistill.process import GaussianProcess
+from xdistill.roles import RoleView
+from xdistill.samplers import Plan, ode, renoise, renoised_input
+from xdistill.state import Field
+from xdistill.times import shared
+
+
+def data(batch: Batch[Field]) -> Field:
+    """Clean data; raises XDistillError when the batch is data-free."""
+    if not batch.real:
+        raise XDistillError(
+            "this objective needs real data, but the batch has none: set data=... of the domain"
+        )
+    return batch.like.project()
+
+
+def noised(process: GaussianProcess, x0: Field, t: Tensor, generator: torch.Generator) -> tuple[Field, Field]:
+    """(x_t, noise) for clean states x0; the graph through x0 is kept."""
+    x0 = x0.project()
+    noise = x0.randn(generator)
+    return process.corrupt(x0, t, generator, noise), noise
+
+
+def student_rollout(
+    net: RoleView,
+    process: GaussianProcess,
+    times: Tensor,
+    batch: Batch[Field],
+    generator: torch.Generator,
+    *,
+    grad: bool,
+) -> Field:
+    """The student's clean estimate at one step k of its own re-noising chain.
+
+    k is uniform over the anchors `times` [K] and the same on every rank; steps before k run without a graph.
+    With grad the k-th call trains the student, else the whole rollout is detached. The uniform mixture over
+    k is what few-step SiD and DMD match to the teacher (2505.12674, sec. 3).
+    """
+    k = rng.randint(0, len(times), net.shared)
+    x0 = renoise(net.frozen("student"), process, times[:k], batch.like, batch.cond, generator)
+    t = shared(times[k], batch.like.batch, batch.like.value.device)
+    x_t = renoised_input(process, x0, t, generator)
+    return denoise(net.train("student") if grad else net.frozen("student"), process, x_t, t, batch.cond)
+
+
+def teacher_trajectory(
+    teacher: FlowModel,
+    process: GaussianProcess,
+    plan: Plan,
+    like: Field,
+    cond: Cond,
+    generator: rng.Generator,
+) -> list[Field]:
+    """The states of one ODE trajectory of the teacher at plan.times, without a graph."""
+    states: list[Field] = []
+    with torch.no_grad():
+        end = ode(
+            teacher,
+            process,
+            plan,
+            process.prior(like, generator),
+            cond,
+            on_step=lambda i, x, v: states.append(x),
+        )
+    return [*states, end]
