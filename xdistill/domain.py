@@ -103,9 +103,7 @@ class Domain(ABC):
 class TeacherSampler(Protocol):
     """A sampler of the teacher at a free number of network calls."""
 
-    def __call__(
-        self, model: Any, batch: Batch, generator: Generator, *, steps: int | None = None
-    ) -> Any: ...
+    def __call__(self, model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Any: ...
 
 
 def clone(module: nn.Module) -> nn.Module:

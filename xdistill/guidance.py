@@ -53,9 +53,7 @@ class Guided(nn.Module):
         return lerp(terms)
 
 
-def guide(
-    model: nn.Module, name: str, *, scale: float, weak: nn.Module | None = None, **options: object
-) -> FlowModel:
+def guide(model: nn.Module, name: str, *, scale: float, weak: nn.Module | None = None, **options: object) -> FlowModel:
     """Wrap `model` by name: none, cfg or autoguidance."""
     match name:
         case "none":

@@ -61,17 +61,13 @@ class RoleView:
     def train(self, role: str) -> Any:
         """The owner's network through its engine: parameters get gradients."""
         if role != self.owner:
-            raise RoleError(
-                f"phase trains '{self.owner}' but asked to train '{role}': use through() or frozen()"
-            )
+            raise RoleError(f"phase trains '{self.owner}' but asked to train '{role}': use through() or frozen()")
         return Called(self._cast(self._engines[role]), self._module(role))
 
     def through(self, role: str) -> Any:
         """The raw network, parameters frozen; gradients flow to its input."""
         if role == self.owner:
-            raise RoleError(
-                f"'{role}' is trained in this phase: through() would drop its gradient, use train()"
-            )
+            raise RoleError(f"'{role}' is trained in this phase: through() would drop its gradient, use train()")
         module = self._module(role)
         if any(p.requires_grad for p in module.parameters()):
             raise RoleError(f"'{role}' still requires gradients outside its phase: run inside phase_grads()")

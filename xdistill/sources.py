@@ -18,9 +18,7 @@ from xdistill.times import shared
 def data(batch: Batch[Field]) -> Field:
     """Clean data; raises XDistillError when the batch is data-free."""
     if not batch.real:
-        raise XDistillError(
-            "this objective needs real data, but the batch has none: set data=... of the domain"
-        )
+        raise XDistillError("this objective needs real data, but the batch has none: set data=... of the domain")
     return batch.like.project()
 
 

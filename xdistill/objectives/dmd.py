@@ -110,9 +110,7 @@ class DMD(FewStep):
         t = law.sample(x_hat.batch, generator).to(x_hat.value.device)
         match phase.owner:
             case "critic":
-                per_sample = flow_matching_loss(
-                    net.train("critic"), self.process, x_hat, t, batch.cond, generator
-                )
+                per_sample = flow_matching_loss(net.train("critic"), self.process, x_hat, t, batch.cond, generator)
                 return LossOut(per_sample, {"loss": per_sample.detach()})
             case "discriminator":
                 return self._discriminator(x_hat, t, batch, net, generator)

@@ -121,9 +121,7 @@ class SiD(FewStep):
         law = self.student_time if training_student else self.critic_time
         t = law.sample(x_hat.batch, generator).to(x_hat.value.device)
         if not training_student:
-            per_sample = flow_matching_loss(
-                net.train("critic"), self.process, x_hat, t, batch.cond, generator
-            )
+            per_sample = flow_matching_loss(net.train("critic"), self.process, x_hat, t, batch.cond, generator)
             return LossOut(per_sample, {"loss": per_sample.detach()})
         per_sample, gap = sid_loss(
             net.through("teacher"),
@@ -136,6 +134,4 @@ class SiD(FewStep):
             alpha=self.alpha,
             weight=self.weight,
         )
-        return LossOut(
-            self.loss_scale * per_sample, {"loss": per_sample.detach(), "gap": gap.detach().mean_abs()}
-        )
+        return LossOut(self.loss_scale * per_sample, {"loss": per_sample.detach(), "gap": gap.detach().mean_abs()})
