@@ -1,0 +1,76 @@
+"""Replay of recorded network calls and checkpoints against this implementation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from xdistill.domains.protein.labels import ClassMap
+from xdistill.domains.protein.network import Proteina, ProteinaConfig
+
+from xdistill.errors import XDistillError
+
+_HALF_ATOL = 2e-2  # pair logits are stored in float16
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One replayed recording: the largest absolute deviation, and whether all are within `tolerance` (plus rtol)."""
+
+    name: str
+    max_error: float
+    tolerance: float
+    ok: bool
+
+
+def replay_denoisers(directory: str | Path) -> list[CaseResult]:
+    """Run every case of every `denoiser_*.json` in `directory`; one result per case and output.
+
+    Raises XDistillError if the directory holds none.
+    """
+    specs = sorted(Path(directory).glob("denoiser_*.json"))
+    if not specs:
+        raise XDistillError(f"no denoiser_*.json in {directory}; expected the layout of tests/fixtures/protein")
+    return [result for spec in specs for result in _replay_denoiser(spec)]
+
+
+def load_recorded_network(spec: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Proteina, ClassMap]:
+    """The evaluation-mode network of a fixture: `config`, `cath_label_mapping` and `nn.`-prefixed weights."""
+    classes = ClassMap.from_dict(spec.get("cath_label_mapping") or {"C": {}, "A": {}, "T": {}})
+    net = Proteina(ProteinaConfig.from_dict(spec["config"]), classes.num_classes)
+    net.load_state_dict({k.removeprefix("nn."): v for k, v in weights.items()})
+    return net.eval(), classes
+
+
+@torch.no_grad()
+def _replay_denoiser(path: Path) -> list[CaseResult]:
+    spec = json.loads(path.read_text())
+    net, classes = load_recorded_network(spec, load_file(path.with_suffix(".weights.safetensors")))
+    stored = load_file(path.with_suffix(".cases.safetensors"))
+    results = []
+    for case, info in spec["cases"].items():
+        given = {k: stored[f"{case}/in/{k}"] for k in info["inputs"]}
+        given["chain_breaks"] = given.pop("chain_breaks_per_residue", None)
+        codes = info["cath_code"]
+        labels = None if codes is None else classes.encode(codes)
+        out = net(**given, labels=labels)
+        for key, value in out.items():
+            name = f"{path.stem}/{case}/{key}"
+            expected = stored[f"{case}/out/{key}"]
+            half = expected.dtype == torch.float16
+            atol = _HALF_ATOL if half else spec["tolerance"]["atol"]
+            results.append(_compare(name, value, expected, atol, 0.0 if half else spec["tolerance"]["rtol"]))
+    return results
+
+
+def _compare(name: str, actual: Tensor, expected: Tensor, atol: float, rtol: float) -> CaseResult:
+    if actual.shape != expected.shape:
+        raise XDistillError(f"{name}: got shape {tuple(actual.shape)}, recorded {tuple(expected.shape)}")
+    error = (actual.double() - expected.double()).abs()
+    within = error <= atol + rtol * expected.double().abs()
+    return CaseResult(name, error.amax().item(), atol, bool(within.all()))
