@@ -1,0 +1,193 @@
+"""CA traces in and out of structure files: PDB, mmCIF and BinaryCIF through biotite, nm inside, Angstrom in files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal, get_args
+
+import biotite.structure as struc
+import numpy as np
+from biotite.structure.info import amino_acid_names
+from biotite.structure.io import pdb, pdbx
+from numpy.typing import ArrayLike, NDArray
+
+from xdistill.errors import XDistillError
+
+Format = Literal["pdb", "cif", "bcif"]
+SUFFIXES: dict[str, Format] = {
+    ".pdb": "pdb",
+    ".ent": "pdb",
+    ".cif": "cif",
+    ".mmcif": "cif",
+    ".bcif": "bcif",
+}
+NM = 10.0  # Angstrom in a nanometre
+PDB_RANGE = (-999.999, 9999.999)  # what eight columns with three decimals hold
+PDB_RESIDUES = 9999
+
+
+def structure_format(path: str | Path) -> Format | None:
+    """The format that the suffix of `path` names (a trailing .gz is ignored), None if it names none."""
+    name = Path(path).name.lower().removesuffix(".gz")
+    return SUFFIXES.get(Path(name).suffix)
+
+
+def ca_array(coords_nm: ArrayLike) -> struc.AtomArray:
+    """One CA atom a residue: coords [n, 3] nm -> biotite array in Angstrom, residues ALA 1..n of chain A.
+
+    Raises:
+        XDistillError: the shape is not [n, 3] with n >= 1, or a coordinate is not finite.
+    """
+    xyz = np.asarray(coords_nm, dtype=np.float32)
+    if xyz.ndim != 2 or xyz.shape[1] != 3 or len(xyz) == 0:
+        raise XDistillError(f"a CA trace has shape [n, 3] with n >= 1, got {list(xyz.shape)}")
+    if not np.isfinite(xyz).all():
+        bad = int((~np.isfinite(xyz).all(1)).sum())
+        raise XDistillError(f"{bad} of {len(xyz)} residues have NaN or infinite coordinates: nothing to write")
+    atoms = struc.AtomArray(len(xyz))
+    atoms.coord = xyz * NM
+    atoms.res_id = np.arange(1, len(xyz) + 1)
+    constants = {"chain_id": "A", "res_name": "ALA", "atom_name": "CA", "element": "C"}
+    for name, value in constants.items():
+        atoms.set_annotation(name, np.full(len(xyz), value))
+    atoms.set_annotation("b_factor", np.zeros(len(xyz)))
+    atoms.set_annotation("occupancy", np.ones(len(xyz)))
+    return atoms
+
+
+def write_structure(path: str | Path, coords_nm: ArrayLike, fmt: Format | None = None) -> None:
+    """Write one CA trace [n, 3] (nm) to `path`, atomically: readers see the old file or the whole new one.
+
+    Args:
+        fmt: pdb (0.001 A precision), cif or bcif (float32 precision); default: what the suffix says.
+
+    Raises:
+        XDistillError: unknown format, bad shape, non-finite values, or values that do not fit PDB columns.
+    """
+    path = Path(path)
+    fmt = fmt or structure_format(path)
+    if fmt not in get_args(Format):
+        raise XDistillError(f"cannot tell the format of {path.name}: use .pdb, .cif or .bcif, or pass fmt")
+    atoms = ca_array(coords_nm)
+    if fmt == "pdb":
+        _check_pdb_columns(atoms)
+    payload = _serialize(atoms, fmt)
+    if path.name.lower().endswith(".gz"):
+        payload = gzip.compress(payload, mtime=0)
+    _replace(path, payload)
+
+
+def read_structure(path: str | Path) -> list[NDArray[np.float32]]:
+    """CA traces of the first model, one [n, 3] float32 array in nm a chain, in file order.
+
+    Raises:
+        XDistillError: the file is missing, unreadable, of unknown format, or holds no CA atom.
+    """
+    atoms = read_ca_atoms(path)
+    if atoms.array_length() == 0:
+        raise XDistillError(f"{path} has no CA atom of an amino acid: expected a protein structure")
+    names = dict.fromkeys(atoms.chain_id.tolist())
+    return [atoms.coord[atoms.chain_id == name] / np.float32(NM) for name in names]
+
+
+def read_ca_atoms(path: str | Path) -> struc.AtomArray:
+    """CA atoms (Angstrom) of standard and modified amino acids in the first model.
+
+    Of alternate locations the one with the highest occupancy stays, of residues that share a number (point
+    mutations modelled together) the first. Chains carry the author's names.
+
+    Raises:
+        XDistillError: the file is missing, unreadable or of unknown format.
+    """
+    fmt = structure_format(path)
+    if fmt is None:
+        raise XDistillError(f"{path}: unknown format, expected one of {', '.join(SUFFIXES)} (also .gz)")
+    try:
+        data = Path(path).read_bytes()
+        if Path(path).name.lower().endswith(".gz"):
+            data = gzip.decompress(data)
+        atoms = _parse(data, fmt)
+    except FileNotFoundError:
+        raise XDistillError(f"no file at {path}") from None
+    except Exception as e:  # biotite's parsers raise nearly anything on malformed input
+        reason = " ".join(str(e).split())[:120]
+        raise XDistillError(f"cannot read {path} as {fmt}: {type(e).__name__}: {reason}") from e
+    atoms = atoms[(atoms.atom_name == "CA") & np.isin(atoms.res_name, amino_acid_names())]
+    residue = list(zip(atoms.chain_id, atoms.res_id, atoms.ins_code, strict=True))
+    return atoms[np.array([i == 0 or r != residue[i - 1] for i, r in enumerate(residue)], bool)]
+
+
+def _parse(data: bytes, fmt: Format) -> struc.AtomArray:
+    if fmt == "pdb":
+        lines = _ca_lines(data.decode("utf-8", errors="replace"))
+        if not lines:
+            return struc.AtomArray(0)
+        return pdb.PDBFile.read(io.StringIO(lines)).get_structure(model=1, altloc="occupancy")
+    if fmt == "cif":
+        file = pdbx.CIFFile.read(io.StringIO(data.decode("utf-8", errors="replace")))
+    else:
+        file = pdbx.BinaryCIFFile.read(io.BytesIO(data))
+    return pdbx.get_structure(file, model=1, altloc="occupancy")
+
+
+def _ca_lines(text: str) -> str:
+    """The CA records of a PDB file, completed (many programs leave occupancy and B-factor blank); "" if none."""
+    kept, found = [], False
+    for line in text.splitlines():
+        if line.startswith(("MODEL", "ENDMDL")):
+            kept.append(line)
+        elif line.startswith(("ATOM  ", "HETATM")) and line[12:16].strip() == "CA":
+            found = True
+            line = line.ljust(80)
+            occupancy, b_factor = line[54:60], line[60:66]
+            kept.append(
+                line[:54]
+                + (occupancy if occupancy.strip() else "  1.00")
+                + (b_factor if b_factor.strip() else "  0.00")
+                + line[66:]
+            )
+    return "\n".join(kept) if found else ""
+
+
+def _check_pdb_columns(atoms: struc.AtomArray) -> None:
+    low, high = float(atoms.coord.min()), float(atoms.coord.max())
+    if low < PDB_RANGE[0] or high > PDB_RANGE[1]:
+        raise XDistillError(
+            f"coordinates span {low:.0f}..{high:.0f} A, PDB columns hold {PDB_RANGE[0]}..{PDB_RANGE[1]}: "
+            "check the sample, or write cif or bcif"
+        )
+    if atoms.array_length() > PDB_RESIDUES:
+        raise XDistillError(f"{atoms.array_length()} residues, a PDB file numbers {PDB_RESIDUES}: write cif or bcif")
+
+
+def _serialize(atoms: struc.AtomArray, fmt: Format) -> bytes:
+    if fmt == "pdb":
+        file = pdb.PDBFile()
+        file.set_structure(atoms)
+        return ("\n".join([*file.lines, "END"]) + "\n").encode("ascii")
+    if fmt == "cif":
+        cif = pdbx.CIFFile()
+        pdbx.set_structure(cif, atoms, data_block="trace")
+        return cif.serialize().encode("ascii")
+    binary = pdbx.BinaryCIFFile()
+    pdbx.set_structure(binary, atoms, data_block="trace")
+    buffer = io.BytesIO()
+    binary.write(buffer)
+    return buffer.getvalue()
+
+
+def _replace(path: Path, payload: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would outlive the rename
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
