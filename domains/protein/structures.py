@@ -92,11 +92,11 @@ def read_folder(
 ) -> tuple[ChainSet, SkipReport]:
     """CA chains of all structure files below `folder` (first model, highest-occupancy alternate locations).
 
-    Modified residues count as residues; amino-acid ligands (HETATM residues bonded to no neighbour) do not. A CA-CA
-    distance outside 2.7..4.2 A is a chain break: the chain is rejected, as in the embedded set (a fragment has false
-    ends and a wrong shape), or with `breaks="split"` cut there and each piece judged by its own length. Secondary
-    structure is P-SEA's, in DSSP letters H, E and C. Ids are `<relative path without suffix>_<chain>`; of equal ids (1abc.cif beside
-    1abc.pdb) the first is kept.
+    Modified residues count as residues; amino-acid ligands (HETATM residues bonded to no neighbour) do not.
+    A CA-CA distance outside 2.7..4.2 A is a chain break: the chain is rejected, as in the embedded set (a
+    fragment has false ends and a wrong shape), or with `breaks="split"` cut there and each piece judged by its
+    own length. Secondary structure is P-SEA's, in DSSP letters H, E and C. Ids are
+    `<relative path without suffix>_<chain>`; of equal ids (1abc.cif beside 1abc.pdb) the first is kept.
 
     Raises:
         XDistillError: no folder, no structure file, or no chain kept (the message says why and what to do).
