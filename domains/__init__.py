@@ -1,0 +1,1 @@
+"""The modalities xdistill knows, one folder each, all of one shape."""

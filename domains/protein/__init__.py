@@ -1,0 +1,1 @@
+"""Protein backbones: CA traces in nm, distilled from flows of the Proteina family."""

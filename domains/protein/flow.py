@@ -1,0 +1,66 @@
+"""The Proteina network as a FlowModel of the core: one place turns the time axis and the sign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from xdistill.domains.protein.network import Proteina
+from xdistill.errors import XDistillError
+from xdistill.models import Cond
+from xdistill.process import Kind
+from xdistill.state import Field, Padded
+
+
+@dataclass(frozen=True)
+class ProteinCond:
+    """labels [b, 3] rows of the fold tables (None: no label); x_sc: an earlier clean estimate [b, n, 3] in nm;
+    residue_index [b, n] and chain_breaks [b, n] as in the PDB file (None: 1..n, unbroken).
+    """
+
+    labels: Tensor | None = None
+    x_sc: Tensor | None = None
+    residue_index: Tensor | None = None
+    chain_breaks: Tensor | None = None
+
+    def drop(self) -> ProteinCond:
+        """Without fold labels; what the chain looks like is kept."""
+        return replace(self, labels=None)
+
+    def with_estimate(self, x0: Field) -> ProteinCond:
+        """Self-conditioning on a clean estimate, which carries no gradient."""
+        return replace(self, x_sc=x0.value.detach())
+
+    def to(self, device: torch.device | str) -> ProteinCond:
+        """On another device."""
+        values = {k: v if v is None else v.to(device) for k, v in vars(self).items()}
+        return ProteinCond(**values)
+
+
+class ProteinFlow(nn.Module):
+    """Velocity of core time (0 clean, 1 noise) of a backbone of CA positions in nm, zero centre of mass."""
+
+    kind = Kind.VELOCITY
+
+    def __init__(self, net: Proteina) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Field:
+        """Proteina runs from noise at 0 to data at 1, so its velocity has the opposite sign."""
+        if not isinstance(x_t.layout, Padded):
+            raise XDistillError("the protein network takes padded states [b, n, 3]")
+        c = cond if isinstance(cond, ProteinCond) else ProteinCond()
+        out = self.net(
+            x_t.value,
+            (1 - t).float(),
+            x_t.layout.mask,
+            c.x_sc,
+            c.labels,
+            c.residue_index,
+            c.chain_breaks,
+            need_pair=False,
+        )
+        return Field(-out["coors_pred"].to(x_t.value), x_t.layout)

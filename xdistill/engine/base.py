@@ -1,0 +1,143 @@
+"""The engine of one role on one process, and the contract that DDP and DeepSpeed engines share with it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xdistill.errors import UsageError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How a role is optimised.
+
+    lr, betas, eps, weight_decay: of Adam(W). clip: largest gradient norm, 0 is none. accumulate: micro-batches
+    an update. schedule: `constant`, or `cosine_restarts` with first cycle `cycle` updates, doubling, down to
+    `lr_min`. warmup: updates of linear warm-up.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    accumulate: int = 1
+    schedule: str = "constant"
+    cycle: int = 1000
+    lr_min: float = 1e-6
+    warmup: int = 0
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """A fresh AdamW over the module's parameters."""
+        return torch.optim.AdamW(
+            module.parameters(), self.lr, tuple(self.betas), self.eps, self.weight_decay, foreach=True
+        )
+
+    def lr_at(self, update: int) -> float:
+        """Learning rate of the `update`-th update (0-based): a pure function, so resume needs no scheduler state."""
+        ramp = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        if self.schedule == "constant":
+            return self.lr * ramp
+        if self.schedule != "cosine_restarts":
+            raise UsageError(f"unknown schedule '{self.schedule}': choose constant or cosine_restarts")
+        cycle, position = self.cycle, update
+        while position >= cycle:
+            position, cycle = position - cycle, 2 * cycle
+        cosine = 0.5 * (1 + math.cos(math.pi * position / cycle))
+        return (self.lr_min + (self.lr - self.lr_min) * cosine) * ramp
+
+
+class StepOut(NamedTuple):
+    """grad_norm before clipping; skipped when the gradient was not finite and nothing moved."""
+
+    grad_norm: float
+    skipped: bool
+
+
+class Engine(ABC):
+    """Trains one role. Calls go through the engine's forward; `module` is the raw network."""
+
+    module: nn.Module
+
+    def __init__(self, module: nn.Module, optim: OptimConfig) -> None:
+        self.module, self.optim = module, optim
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward of the role through the engine."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate gradients of `loss` (already divided by the micro-batches); `last` one of the update."""
+
+    @abstractmethod
+    def step(self, lr: float) -> StepOut:
+        """Clip and update with learning rate `lr`; skip on every rank when the gradient is not finite."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Drop what `backward` accumulated."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """The full, unsharded state dict of the role (a collective call), detached, on this device."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's optimizer state: tensors and plain containers only."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict` of a run with the same engine and number of ranks."""
+
+    @abstractmethod
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Replace the role's weights, strictly, and whatever master copy the optimizer keeps."""
+
+
+class SingleEngine(Engine):
+    """One process, one device."""
+
+    def __init__(self, module: nn.Module, optim: OptimConfig) -> None:
+        super().__init__(module, optim)
+        self.optimizer = optim.optimizer(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, lr: float) -> StepOut:
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        out = StepOut(float(norm), not bool(torch.isfinite(norm)))
+        if not out.skipped:
+            if self.optim.clip:
+                torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.optim.clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.discard()
+        return out
+
+    def discard(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {k: v.detach() for k, v in self.module.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(weights, strict=True)

@@ -1,0 +1,145 @@
+"""DistillModule: phases, engines, counters and EMA inside an ordinary Lightning Trainer; no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from xdistill import rng
+from xdistill.domain import clone
+from xdistill.ema import EMAConfig, ema_update
+from xdistill.engine import Engine, OptimConfig, SingleEngine
+from xdistill.health import Health
+from xdistill.objectives import Objective, Phase
+from xdistill.roles import RoleView, phase_grads
+from xdistill.stream import MacroStep
+
+
+class DistillModule(L.LightningModule):
+    """Trains an objective's roles; one Lightning batch is one macro-step.
+
+    networks: raw modules by role (`student_ema` is added here). optim: one OptimConfig per trainable role.
+    precision: `fp32`, or `bf16` for autocast around every network call; losses and schedules stay in fp32/64.
+    Counters are `macro_step` and `updates[role]`; Lightning's global_step is never read.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        networks: Mapping[str, nn.Module],
+        optim: Mapping[str, OptimConfig],
+        *,
+        seed: int = 0,
+        precision: str = "fp32",
+        ema: EMAConfig | None = None,
+        skip_limit: int = 20,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.objective, self.seed, self.precision = objective, seed, precision
+        self.trainable = [spec.name for spec in objective.roles if spec.trainable]
+        self.networks = nn.ModuleDict({spec.name: networks[spec.name] for spec in objective.roles})
+        for spec in objective.roles:
+            self.networks[spec.name].requires_grad_(spec.trainable)
+        self.ema = ema or EMAConfig()
+        self.networks["student_ema"] = clone(networks["student"]).requires_grad_(False)
+        self.optim = {role: optim.get(role, OptimConfig()) for role in self.trainable}
+        self.engines: dict[str, Engine] = {}
+        self.macro_step, self.updates = 0, dict.fromkeys(self.trainable, 0)
+        self.health = Health(skip_limit)
+        self.metrics: dict[str, float] = {}
+
+    def configure_optimizers(self) -> None:
+        """Engines own the optimizers."""
+        return None
+
+    def transfer_batch_to_device(self, batch: MacroStep, device: torch.device, dataloader_idx: int) -> MacroStep:
+        """A macro-step is lazy: its draws move when they are made."""
+        return batch
+
+    def setup_engines(self) -> None:
+        """One engine per trainable role, from the strategy when it makes them; idempotent within a fit."""
+        if self.engines:
+            return
+        make = getattr(self.trainer.strategy, "make_engine", SingleEngine)
+        self.engines = {role: make(self.networks[role], self.optim[role]) for role in self.trainable}
+
+    def on_fit_start(self) -> None:
+        self.setup_engines()
+
+    @property
+    def slots(self) -> int:
+        """Draws of data one macro-step may make: the stream reserves as many."""
+        phases = self.objective.phases(10**9)
+        return sum(phase.repeat * self.optim[phase.owner].accumulate for phase in phases)
+
+    def training_step(self, batch: MacroStep, batch_idx: int) -> None:
+        self.metrics, draw = {}, 0
+        for phase in self.objective.phases(self.macro_step):
+            for repeat in range(phase.repeat):
+                draw = self._update(phase, batch, draw, repeat)
+        self.macro_step += 1
+
+    def _update(self, phase: Phase, batch: MacroStep, draw: int, repeat: int) -> int:
+        engine, config = self.engines[phase.owner], self.optim[phase.owner]
+        with phase_grads(self.networks, phase.owner):
+            finite = True
+            for micro in range(config.accumulate):
+                finite &= self._micro_step(phase, batch, draw + micro, engine, last=micro == config.accumulate - 1)
+                if not finite:
+                    break
+            if finite:
+                norm, skipped = engine.step(config.lr_at(self.updates[phase.owner]))
+                self.metrics[f"{phase.name}/grad_norm"] = norm
+                why = "non-finite gradient"
+            else:
+                engine.discard()
+                skipped, why = True, "non-finite loss"
+        self.health.record(phase.owner, skipped, why)
+        if not skipped:
+            self.updates[phase.owner] += 1
+            if phase.owner == "student":
+                decay = self.ema.decay(self.updates["student"])
+                ema_update(self.networks["student_ema"], engine.weights(), decay)
+        return draw + config.accumulate
+
+    def _micro_step(self, phase: Phase, batch: MacroStep, draw: int, engine: Engine, *, last: bool) -> bool:
+        """Forward and backward of one micro-batch; False (nothing accumulated) when its loss is not finite anywhere."""
+        keys = (self.seed, self.macro_step, draw)
+        # Networks may use the global generator (dropout): a function of the step makes resume exact without RNG files.
+        torch.manual_seed(rng.derive_seed("global", *keys, batch.rank))
+        view = RoleView(
+            self.networks, self.engines, phase.owner, rng.generator("shared", *keys), self._autocast
+        )
+        device = self.device
+        generator = rng.generator("loss", *keys, batch.rank, device=device)
+        out = self.objective.loss(phase, batch.draw(draw).to(device), view, generator)
+        loss = out.per_sample.mean() / self.optim[phase.owner].accumulate
+        self._collect(phase, out.metrics)
+        if not all_finite(loss):
+            return False
+        engine.backward(loss, last=last)
+        return True
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _collect(self, phase: Phase, metrics: Mapping[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            self.metrics[f"{phase.name}/{name}"] = float(value.mean())
+
+
+def all_finite(loss: Tensor) -> bool:
+    """Whether `loss` is finite on every rank (a collective call when distributed)."""
+    ok = torch.isfinite(loss.detach()).to(torch.float32)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(ok, dist.ReduceOp.MIN)
+    return bool(ok > 0)
