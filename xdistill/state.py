@@ -115,7 +115,7 @@ class Padded:
         return self.lengths
 
     def sum(self, value: Tensor) -> Tensor:
-        return (_wide(value) * self.mask[..., None]).sum((1, 2))
+        return _wide(value).masked_fill(~self.mask[..., None], 0).sum((1, 2))
 
     def expand(self, per_sample: Tensor, value: Tensor) -> Tensor:
         return per_sample[:, None, None]
@@ -125,18 +125,20 @@ class Padded:
         return self._centre(value, count)
 
     def _centre(self, value: Tensor, count: Tensor) -> Tensor:
-        keep = self.mask[..., None]
-        value = value * keep
+        padding = ~self.mask[..., None]  # filled, not multiplied: a network may leave NaN there
+        value = value.masked_fill(padding, 0)
         if not self.zero_com:
             return value
         mean = value.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]
-        return (value - mean) * keep
+        return (value - mean).masked_fill(padding, 0)
 
     def randn(self, like: Tensor, generator: rng.Generator) -> Tensor:
+        noise = torch.zeros_like(like)
         if isinstance(generator, torch.Generator):
-            noise = rng.randn(like.shape, generator, like.device, like.dtype)
+            # Valid elements only, sample after sample: the draw is that of `Ragged` and no padding can change it.
+            shape = (int(self.lengths.sum()), *like.shape[2:])
+            noise[self.mask] = rng.randn(shape, generator, like.device, like.dtype)
         else:
-            noise = torch.zeros_like(like)
             for i, (g, n) in enumerate(zip(generator, self.lengths.tolist(), strict=True)):
                 noise[i, :n] = rng.randn((n, *like.shape[2:]), g, like.device, like.dtype)
         return self._centre(noise, self.lengths)
