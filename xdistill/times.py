@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from xdistill import rng
 from xdistill.errors import UsageError
+from xdistill.registry import call, nearest
 
 
 class TimeLaw(Protocol):
@@ -132,10 +134,7 @@ def anchors(name: str, **options: float) -> Anchors:
     return _named(_ANCHORS, "anchors", name, options)
 
 
-def _named(table: dict, what: str, name: str, options: dict):  # type: ignore[no-untyped-def]
+def _named(table: Mapping[str, Any], what: str, name: str, options: Mapping[str, Any]) -> Any:
     if name not in table:
-        raise UsageError(f"unknown {what} '{name}': choose one of {', '.join(table)}")
-    try:
-        return table[name](**options)
-    except TypeError as error:
-        raise UsageError(f"{what} '{name}': {error}") from error
+        raise UsageError(f"unknown {what} '{name}'{nearest(name, table)}")
+    return call(table[name], options, f"{what} '{name}'")

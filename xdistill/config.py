@@ -1,0 +1,131 @@
+"""The schema of `xdistill fit`: what may be configured, with its defaults and meaning.
+
+Sections `domain` and `objective` are open here: their keys come from the Hydra group files and are checked against
+the signature of the class they configure, so a third party adds a domain without touching the core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class TrainConfig:
+    """steps: macro-steps of the run. max_minutes: end earlier when this much wall time is used (0: never).
+    checkpoint_every, log_every: in macro-steps. keep: newest checkpoints kept besides the best.
+    skip_limit: consecutive non-finite updates of a role that end the run.
+    """
+
+    steps: int = 1000
+    max_minutes: float = 0.0
+    checkpoint_every: int = 100
+    log_every: int = 10
+    keep: int = 2
+    skip_limit: int = 20
+
+
+@dataclass
+class DataConfig:
+    """batch: samples a micro-batch and rank. path: a folder of the user's own data (the domain's formats);
+    none means the data that ships with the domain. Data-free objectives only take lengths and conditions from it.
+    """
+
+    batch: int = 16
+    path: str | None = None
+
+
+@dataclass
+class StrategyConfig:
+    """name: single, ddp or deepspeed. stage: ZeRO stage 0-3, for all roles or as {role: stage}.
+    accelerator: auto, cpu or gpu. devices: processes on this machine. nodes: machines. threads: CPU threads
+    a process (0: leave to torch). activation_checkpointing: recompute activations in the backward pass.
+    options: further DeepSpeed configuration.
+    """
+
+    name: str = "single"
+    stage: Any = 2
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    threads: int = 0
+    activation_checkpointing: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class GuidanceConfig:
+    """Guidance of the teacher. name: none, cfg or autoguidance. scale: w, 1 is off. interval: core times
+    (0 clean, 1 noise) where it acts. weak: weights of the weak network of autoguidance.
+    """
+
+    name: str = "none"
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    weak: str | None = None
+
+
+@dataclass
+class EvalConfig:
+    """every: macro-steps between evaluations that pick the best checkpoint (0: only at the end). num: samples of
+    each; final_num: samples of each row of the final table. report: write the final table and figure.
+    """
+
+    every: int = 0
+    num: int = 32
+    final_num: int = 64
+    report: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    """Which loggers write below the run folder. wandb needs `pip install wandb`."""
+
+    csv: bool = True
+    tensorboard: bool = True
+    wandb: bool = False
+    progress: bool = True
+
+
+@dataclass
+class EMASection:
+    """half_life: of the student's average, in updates (0: none). ramp: it never exceeds ramp x updates so far."""
+
+    half_life: float = 500.0
+    ramp: float = 0.05
+
+
+@dataclass
+class SamplerConfig:
+    """steps: network calls of the student when it generates (0: as trained). noise_scale: multiplies the noise term."""
+
+    steps: int = 0
+    noise_scale: float = 1.0
+
+
+@dataclass
+class FitConfig:
+    """A run. seed: of everything. out: the run folder. resume: never, auto (continue from the newest checkpoint, or
+    start), or previous (from the one before, when the newest is damaged).
+
+    teacher.weights: `shipped`, or a path to weights or an official checkpoint. student.init: `teacher`, or a path.
+    optim: OptimConfig keys under `default`, overridden per role.
+    """
+
+    domain: dict[str, Any]
+    objective: dict[str, Any]
+    teacher: dict[str, Any] = field(default_factory=lambda: {"weights": "shipped"})
+    student: dict[str, Any] = field(default_factory=lambda: {"init": "teacher"})
+    data: DataConfig = field(default_factory=DataConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    precision: str = "fp32"
+    ema: EMASection = field(default_factory=EMASection)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: dict[str, Any] = field(default_factory=lambda: {"default": {}})
+    seed: int = 0
+    out: str = "runs/${domain.name}_${objective.name}"
+    resume: str = "never"
