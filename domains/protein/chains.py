@@ -112,7 +112,7 @@ class ChainSet:
         Raises:
             XDistillError: a coordinate is not finite, or consecutive CA atoms are more than 327 A apart.
         """
-        deltas = [np.zeros((0, 3), np.int64)]
+        deltas: list[NDArray] = [np.zeros((0, 3), np.int64)]
         for name, xyz in zip(ids, coords, strict=True):
             if not np.isfinite(xyz).all():
                 raise XDistillError(f"chain {name} has NaN or infinite coordinates: remove or repair it")
@@ -134,9 +134,7 @@ class ChainSet:
         length = self.lengths.astype(np.int16 if self.lengths.max(initial=0) < 2**15 else np.int32)
         ids = np.array(self.ids) if self.ids else np.zeros(0, "U1")
         with open(path, "wb") as handle:
-            np.savez_compressed(
-                handle, ids=ids, length=length, delta=self._delta, seq=self._seq, dssp=self._dssp
-            )
+            np.savez_compressed(handle, ids=ids, length=length, delta=self._delta, seq=self._seq, dssp=self._dssp)
 
     @classmethod
     def load(cls, path: str | Path) -> ChainSet:

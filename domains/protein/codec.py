@@ -70,7 +70,7 @@ def write_structure(path: str | Path, coords_nm: ArrayLike, fmt: Format | None =
     """
     path = Path(path)
     fmt = fmt or structure_format(path)
-    if fmt not in get_args(Format):
+    if fmt is None or fmt not in get_args(Format):
         raise XDistillError(f"cannot tell the format of {path.name}: use .pdb, .cif or .bcif, or pass fmt")
     atoms = ca_array(coords_nm)
     if fmt == "pdb":

@@ -26,7 +26,7 @@ class ProteinBatch(NamedTuple):
     coords: Tensor
     mask: Tensor
     coarse_class: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index
 
 
 def random_rotations(n: int, generator: torch.Generator) -> Tensor:
@@ -93,9 +93,7 @@ class Schedule:
             raise XDistillError(f"got {batch_size=}, {max_tokens=}: give at least one of them, 1 or more")
         padded = _round_up(chains.lengths)
         if max_tokens is not None and max_tokens < padded.max():
-            raise XDistillError(
-                f"{max_tokens=} is below the longest padded chain: use {padded.max()} or more"
-            )
+            raise XDistillError(f"{max_tokens=} is below the longest padded chain: use {padded.max()} or more")
         buckets = []
         for length in np.unique(padded).tolist():
             fitting = [s for s in (batch_size, max_tokens and max_tokens // length) if s]
