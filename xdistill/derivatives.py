@@ -26,7 +26,8 @@ def total_derivative(
     """
     with torch.no_grad():
         if backend == "func":
-            return torch.func.jvp(f, primals, tangents)
+            value, slope = torch.func.jvp(f, primals, tangents)[:2]
+            return value, slope
         if backend == "finite_difference":
             ahead = f(*(p + step * d for p, d in zip(primals, tangents, strict=True)))
             behind = f(*(p - step * d for p, d in zip(primals, tangents, strict=True)))

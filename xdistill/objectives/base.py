@@ -41,7 +41,7 @@ class Needs:
     """What an objective asks of a run; checked once, before it starts."""
 
     data: bool = False
-    process: type[Process[Any]] = GaussianProcess
+    process: type[Process[Any]] = GaussianProcess  # type: ignore[type-abstract]
     derivative: bool = False
     features: bool = False
 
@@ -65,7 +65,7 @@ class Objective(ABC):
         """Per-sample loss of the phase's owner; the engine averages it over samples, micro-batches and ranks."""
 
     @abstractmethod
-    def sample(self, model: Any, like: Any, cond: Cond, generator: Generator, **options: Any) -> Any:
+    def sample(self, model: Any, like: Any, cond: Cond, generator: Generator, *args: Any, **options: Any) -> Any:
         """Draw samples with the sampler this objective trains for."""
 
 
