@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -74,7 +75,10 @@ def train(
     slots = sum(phase.repeat for phase in objective.phases(10**9))
     metrics: dict[str, float] = {}
     for step in range(steps):
-        metrics = run_macro_step(
-            objective, modules, optimizers, lambda i, step=step: batch(step * slots + i), seed, step, clip=clip
-        )
+        draws = functools.partial(_shifted, batch, step * slots)
+        metrics = run_macro_step(objective, modules, optimizers, draws, seed, step, clip=clip)
     return metrics
+
+
+def _shifted(batch: Callable[[int], Batch], offset: int, i: int) -> Batch:
+    return batch(offset + i)
