@@ -96,7 +96,7 @@ class Batch(Generic[X]):
 
 def denoise(model: FlowModel, process: GaussianProcess, x_t: Field, t: Tensor, cond: Cond) -> Field:
     """The clean estimate E[x0 | x_t] of any flow model, masked and gauge-free."""
-    return process.convert(model(x_t, t, cond), model.kind, Kind.X0, x_t, t).project()
+    return process.convert(model(x_t, t, cond), model.kind, Kind.X0, x_t, t).project(prediction=True)
 
 
 def velocity(model: FlowModel, process: GaussianProcess, x_t: Field, t: Tensor, cond: Cond) -> Field:

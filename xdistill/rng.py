@@ -1,12 +1,25 @@
 """Random numbers as a pure function of named keys: nothing depends on call order, batch size or resume."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-Generator = torch.Generator | Sequence[torch.Generator]
+
+
+class Recorded:
+    """Stands in for a generator and replays recorded draws in order: how fixtures of other programs are checked."""
+
+    def __init__(self, draws: Iterable[Tensor]) -> None:
+        self._draws = iter(draws)
+
+    def next(self) -> Tensor:
+        """The next recorded tensor, in the state's own shape."""
+        return next(self._draws)
+
+
+Generator = torch.Generator | Sequence[torch.Generator] | Recorded
 
 
 def derive_seed(*keys: int | str) -> int:

@@ -35,8 +35,8 @@ class Layout(Protocol):
     def expand(self, per_sample: Tensor, value: Tensor) -> Tensor:
         """[B] -> a tensor that broadcasts against `value`."""
 
-    def project(self, value: Tensor) -> Tensor:
-        """Zero invalid entries and remove the gauge; idempotent."""
+    def project(self, value: Tensor, prediction: bool = False) -> Tensor:
+        """Zero invalid entries and remove the gauge; idempotent. `prediction`: of a clean estimate, not a state."""
 
     def randn(self, like: Tensor, generator: rng.Generator) -> Tensor:
         """Prior noise with the shape of `like`, masked and gauge-free."""
@@ -67,7 +67,7 @@ class Dense:
     def expand(self, per_sample: Tensor, value: Tensor) -> Tensor:
         return per_sample.reshape(-1, *[1] * (value.dim() - 1))
 
-    def project(self, value: Tensor) -> Tensor:
+    def project(self, value: Tensor, prediction: bool = False) -> Tensor:
         return value
 
     def randn(self, like: Tensor, generator: rng.Generator) -> Tensor:
@@ -84,9 +84,9 @@ class Padded:
     """`value [B, N, D]` with `mask [B, N]` (True = real element) and padding at the end.
 
     zero_com: the state lives in the zero-centre-of-mass subspace (noise, data and predictions alike).
-    padded_mean: centre by the padded length instead of the valid one. This reproduces a flaw of the
-        published SiD-for-Proteina code (spec protein 2.3) and exists for its fixtures only; with it
-        `project` is not idempotent and padding changes results.
+    padded_mean: centre states by the padded length instead of the valid one, and leave the mean in clean
+        estimates. This reproduces a flaw of the published SiD-for-Proteina code (spec protein 2.3) and exists
+        for its fixtures only; with it `project` is not idempotent and padding changes results.
     """
 
     mask: Tensor
@@ -120,7 +120,9 @@ class Padded:
     def expand(self, per_sample: Tensor, value: Tensor) -> Tensor:
         return per_sample[:, None, None]
 
-    def project(self, value: Tensor) -> Tensor:
+    def project(self, value: Tensor, prediction: bool = False) -> Tensor:
+        if self.padded_mean and prediction:
+            return value.masked_fill(~self.mask[..., None], 0)
         count = torch.full_like(self.lengths, self.mask.shape[1]) if self.padded_mean else self.lengths
         return self._centre(value, count)
 
@@ -133,6 +135,8 @@ class Padded:
         return (value - mean).masked_fill(padding, 0)
 
     def randn(self, like: Tensor, generator: rng.Generator) -> Tensor:
+        if isinstance(generator, rng.Recorded):
+            return self._centre(generator.next().to(like), self.lengths)
         noise = torch.zeros_like(like)
         if isinstance(generator, torch.Generator):
             # Valid elements only, sample after sample: the draw is that of `Ragged` and no padding can change it.
@@ -168,7 +172,7 @@ class Ragged:
     def expand(self, per_sample: Tensor, value: Tensor) -> Tensor:
         return per_sample[self.index][:, None]
 
-    def project(self, value: Tensor) -> Tensor:
+    def project(self, value: Tensor, prediction: bool = False) -> Tensor:
         return value
 
     def randn(self, like: Tensor, generator: rng.Generator) -> Tensor:
@@ -245,9 +249,9 @@ class Field:
         """Valid elements (residues, voxels) of each sample, [B]."""
         return self.layout.elements(self.value)
 
-    def project(self) -> Field:
-        """Mask and gauge re-applied."""
-        return self._with(self.layout.project(self.value))
+    def project(self, prediction: bool = False) -> Field:
+        """Mask and gauge re-applied; `prediction` says that this is a clean estimate rather than a state."""
+        return self._with(self.layout.project(self.value, prediction))
 
     def randn(self, generator: rng.Generator) -> Field:
         """Prior noise of this layout: unit normal, masked, gauge-free."""

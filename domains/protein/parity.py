@@ -64,11 +64,12 @@ def _replay_denoiser(path: Path) -> list[CaseResult]:
             expected = stored[f"{case}/out/{key}"]
             half = expected.dtype == torch.float16
             atol = _HALF_ATOL if half else spec["tolerance"]["atol"]
-            results.append(_compare(name, value, expected, atol, 0.0 if half else spec["tolerance"]["rtol"]))
+            results.append(compare(name, value, expected, atol, 0.0 if half else spec["tolerance"]["rtol"]))
     return results
 
 
-def _compare(name: str, actual: Tensor, expected: Tensor, atol: float, rtol: float) -> CaseResult:
+def compare(name: str, actual: Tensor, expected: Tensor, atol: float, rtol: float) -> CaseResult:
+    """Element-wise comparison of one recorded tensor; raises XDistillError when shapes differ."""
     if actual.shape != expected.shape:
         raise XDistillError(f"{name}: got shape {tuple(actual.shape)}, recorded {tuple(expected.shape)}")
     error = (actual.double() - expected.double()).abs()

@@ -31,7 +31,7 @@ def flow_matching_loss(
     x_t, _ = sources.noised(process, x0, t, generator)
     c = process.coeffs(t)
     weight = c.wronskian**2 / (c.sigma**2 + FLOOR)
-    error = denoise(model, process, x_t, t, cond) - x0.project()  # type: ignore[arg-type]
+    error = denoise(model, process, x_t, t, cond) - x0.project(prediction=True)  # type: ignore[arg-type]
     return weight.to(x0.value) * error.mean_square()
 
 

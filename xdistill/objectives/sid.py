@@ -63,7 +63,7 @@ def sid_loss(
     x_t, _ = sources.noised(process, x_hat, t, generator)
     d_p = denoise(teacher, process, x_t, t, batch.cond)  # type: ignore[arg-type]
     d_q = denoise(critic, process, x_t, t, batch.cond)  # type: ignore[arg-type]
-    x_hat, gap = x_hat.project(), d_p - d_q
+    x_hat, gap = x_hat.project(prediction=True), d_p - d_q
     with torch.no_grad():
         w = weight(x_hat, d_p, process.coeffs(t))
     return w.to(gap.value) * gap.mean_dot((d_p - x_hat) - gap * alpha), gap

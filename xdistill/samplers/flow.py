@@ -47,14 +47,20 @@ def ode(
     cond: Cond,
     *,
     heun: bool = False,
+    self_conditioning: bool = False,
     on_step: OnStep | None = None,
 ) -> Field:
-    """Integrate dx/dt = v from plan.times[0] to plan.times[-1]; Heun costs two calls a step, but one at the last."""
+    """Integrate dx/dt = v from plan.times[0] to plan.times[-1]; Heun costs two calls a step, but one at the last.
+
+    self_conditioning: every call after the first sees the clean estimate of the one before (`Cond.with_estimate`).
+    """
     for i, (t, r) in enumerate(zip(plan.times[:-1].tolist(), plan.times[1:].tolist(), strict=True)):
         tb, rb = (shared(s, x.batch, x.value.device) for s in (t, r))
         v = velocity(model, process, x, tb, cond)
         if on_step:
             on_step(i, x, v)
+        if self_conditioning:
+            cond = _with_estimate(process, cond, x, v, tb)
         step = (x + v * (r - t)).project()
         if heun and i < plan.steps - 1:
             v = (v + velocity(model, process, step, rb, cond)) * 0.5
@@ -72,6 +78,7 @@ def sde(
     generator: Generator,
     *,
     noise_scale: float = 1.0,
+    self_conditioning: bool = False,
     on_step: OnStep | None = None,
 ) -> Field:
     """Euler-Maruyama in reverse time: x += (-v + g s) dt + sqrt(2 g noise_scale dt) e, with dt = t - r > 0.
@@ -85,9 +92,16 @@ def sde(
         v, dt, g = velocity(model, process, x, tb, cond), t - r, float(plan.g[i])
         if on_step:
             on_step(i, x, v)
+        if self_conditioning:
+            cond = _with_estimate(process, cond, x, v, tb)
         step = x - v * dt
         if g > 0:
             score = process.convert(v, Kind.VELOCITY, Kind.SCORE, x, tb)
             step = step + score * (g * dt) + x.randn(generator) * (2 * g * noise_scale * dt) ** 0.5
         x = step.project()
     return x
+
+
+def _with_estimate(process: GaussianProcess, cond: Cond, x: Field, v: Field, t: Tensor) -> Cond:
+    """The next call sees this call's clean estimate, guidance included."""
+    return cond.with_estimate(process.convert(v, Kind.VELOCITY, Kind.X0, x, t))  # type: ignore[attr-defined]
