@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -112,12 +114,11 @@ class ChainSet:
         Raises:
             XDistillError: a coordinate is not finite, or consecutive CA atoms are more than 327 A apart.
         """
-        deltas: list[NDArray] = [np.zeros((0, 3), np.int64)]
+        deltas: list[NDArray] = [np.zeros((0, 3))]
         for name, xyz in zip(ids, coords, strict=True):
             if not np.isfinite(xyz).all():
                 raise XDistillError(f"chain {name} has NaN or infinite coordinates: remove or repair it")
-            grid = np.round(np.asarray(xyz, np.float64) / QUANTUM_NM)
-            deltas.append(np.diff(grid.astype(np.int64), axis=0))
+            deltas.append(np.diff(np.round(np.asarray(xyz, np.float64) / QUANTUM_NM), axis=0))
         delta = np.concatenate(deltas)
         if np.abs(delta).max(initial=0) > np.iinfo(np.int16).max:
             raise XDistillError("consecutive CA atoms are more than 327 A apart: split chains at breaks")
@@ -151,7 +152,7 @@ class ChainSet:
                 ids, length, delta, seq, dssp = (z[k] for k in _FIELDS)
         except FileNotFoundError:
             raise XDistillError(f"no chain set at {path}: expected a file of ChainSet.save") from None
-        except (OSError, ValueError, EOFError, AttributeError) as e:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
             raise XDistillError(f"{path} is no npz chain set ({e}): write it with ChainSet.save") from e
         return cls(ids.tolist(), length, delta, seq, dssp)
 

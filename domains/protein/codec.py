@@ -135,7 +135,7 @@ def _parse(data: bytes, fmt: Format) -> struc.AtomArray:
 
 
 def _ca_lines(text: str) -> str:
-    """The CA records of a PDB file, completed (many programs leave occupancy and B-factor blank); "" if none."""
+    """The CA records of a PDB file, completed (many programs leave occupancy, B-factor, element blank); "" if none."""
     kept, found = [], False
     for line in text.splitlines():
         if line.startswith(("MODEL", "ENDMDL")):
@@ -144,12 +144,8 @@ def _ca_lines(text: str) -> str:
             found = True
             line = line.ljust(80)
             occupancy, b_factor = line[54:60], line[60:66]
-            kept.append(
-                line[:54]
-                + (occupancy if occupancy.strip() else "  1.00")
-                + (b_factor if b_factor.strip() else "  0.00")
-                + line[66:]
-            )
+            occupancy = occupancy if occupancy.strip() else "  1.00"
+            kept.append(line[:54] + occupancy + (b_factor if b_factor.strip() else "  0.00") + line[66:76] + " C  ")
     return "\n".join(kept) if found else ""
 
 

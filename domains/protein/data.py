@@ -17,6 +17,7 @@ from xdistill.errors import XDistillError
 
 N = TypeVar("N", int, NDArray[np.int64])
 MULTIPLE = 8  # padded lengths: few shapes to compile, aligned tensor-core tiles
+MERGE_RATIO = 1.25  # longest over shortest padded length of merged buckets
 MIN_CYCLE = 256  # batches in a schedule cycle: rounds a bucket's share by a few percent at most
 
 
@@ -71,9 +72,9 @@ class Schedule:
 
     Bucket b with m_b chains and s_b chains a batch gets a share m_b / s_b of the batches, and walks through
     endless reshuffles of its members; its batches are spread over the sequence by stratified draws. So chains
-    are visited equally often, up to the rounding of shares to a cycle. A bucket smaller than its batch
-    repeats members, each under its own rotation. Ranks read different buckets in one step, so a global batch
-    mixes lengths.
+    are visited equally often, up to the rounding of shares to a cycle. A bucket smaller than its batch is merged
+    with a neighbour of similar length, else it repeats members, each under its own rotation. Ranks read
+    different buckets in one step, so a global batch mixes lengths.
     """
 
     buckets: tuple[Bucket, ...]
@@ -89,18 +90,15 @@ class Schedule:
         """
         if len(chains) == 0:
             raise XDistillError("cannot batch an empty chain set: check the split and length limits")
-        if (batch_size is None and max_tokens is None) or min(batch_size or 1, max_tokens or 1) < 1:
+        if min((limit for limit in (batch_size, max_tokens) if limit is not None), default=0) < 1:
             raise XDistillError(f"got {batch_size=}, {max_tokens=}: give at least one of them, 1 or more")
         padded = _round_up(chains.lengths)
         if max_tokens is not None and max_tokens < padded.max():
             raise XDistillError(f"{max_tokens=} is below the longest padded chain: use {padded.max()} or more")
-        buckets = []
-        for length in np.unique(padded).tolist():
-            fitting = [s for s in (batch_size, max_tokens and max_tokens // length) if s]
-            buckets.append(Bucket(torch.from_numpy(np.flatnonzero(padded == length)), min(fitting)))
+        buckets = _buckets(padded, batch_size, max_tokens)
         share = np.array([len(b.members) / b.size for b in buckets])
         share /= share.sum()
-        cycle = min(max(MIN_CYCLE, int(np.ceil(8 / share.min()))), 2**16)
+        cycle = min(max(MIN_CYCLE, int(np.ceil(32 / share.min()))), 2**16)
         visits = np.maximum(np.round(share * cycle), 1).astype(int)
         return cls(tuple(buckets), tuple(visits.tolist()))
 
@@ -162,6 +160,25 @@ class LengthLaw:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n lengths [n] int64."""
         return self.lengths[torch.randint(len(self.lengths), (n,), generator=generator)]
+
+
+def _buckets(padded: NDArray[np.int64], batch_size: int | None, max_tokens: int | None) -> list[Bucket]:
+    """Chains of equal padded length; neighbours are merged while one does not fill a batch and padding allows."""
+
+    def size(length: int) -> int:
+        return min(s for s in (batch_size, max_tokens and max_tokens // length) if s)
+
+    spans: list[tuple[int, int, int]] = []  # shortest, longest, chains
+    for length, count in zip(*(a.tolist() for a in np.unique(padded, return_counts=True)), strict=True):
+        if spans and length <= MERGE_RATIO * spans[-1][0]:
+            shortest, longest, before = spans[-1]
+            if before < size(longest) or count < size(length):
+                spans[-1] = (shortest, length, before + count)
+                continue
+        spans.append((length, length, count))
+    inside = ((padded >= low) & (padded <= high) for low, high, _ in spans)
+    members = [torch.from_numpy(np.flatnonzero(m)) for m in inside]
+    return [Bucket(m, size(high)) for m, (_, high, _) in zip(members, spans, strict=True)]
 
 
 @lru_cache(maxsize=8)

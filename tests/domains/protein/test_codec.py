@@ -1,0 +1,119 @@
+"""CA traces through PDB, mmCIF and BinaryCIF files."""
+
+import gzip
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from xdistill.domains.protein import codec
+from xdistill.domains.protein.chains import load_embedded
+from xdistill.domains.protein.codec import read_ca_atoms, read_structure, write_structure
+from xdistill.errors import XDistillError
+
+PRECISION_NM = {"pdb": 5.1e-5, "cif": 2e-7, "bcif": 2e-7}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("fmt", ["pdb", "cif", "bcif"])
+def test_round_trip_to_the_precision_of_the_format(tmp_path, fmt: str, packed: str) -> None:
+    chains = load_embedded("test")
+    for i in (0, 100, 200):
+        path = tmp_path / f"{i}.{fmt}{packed}"
+        write_structure(path, torch.tensor(chains.coords(i)))
+        (again,) = read_structure(path)
+        assert again.dtype == np.float32
+        np.testing.assert_allclose(again, chains.coords(i), atol=PRECISION_NM[fmt], rtol=0)
+
+
+@pytest.mark.parametrize("fmt", ["pdb", "cif", "bcif"])
+def test_files_hold_alanine_ca_atoms_of_chain_a_in_angstrom(tmp_path, fmt: str) -> None:
+    xyz = load_embedded("test").coords(0)
+    write_structure(tmp_path / "x.out", xyz, fmt)  # type: ignore[arg-type]
+    os.rename(tmp_path / "x.out", tmp_path / f"x.{fmt}")
+    atoms = read_ca_atoms(tmp_path / f"x.{fmt}")
+    assert set(atoms.res_name) == {"ALA"}
+    assert set(atoms.chain_id) == {"A"}
+    assert atoms.res_id.tolist() == list(range(1, len(xyz) + 1))
+    bonds = np.linalg.norm(np.diff(atoms.coord, axis=0), axis=1)
+    assert np.median(bonds) == pytest.approx(3.8, abs=0.05)
+
+
+def test_pdb_columns(tmp_path) -> None:
+    write_structure(tmp_path / "x.pdb", [[0.1, -0.2, 99.0]])
+    assert (tmp_path / "x.pdb").read_text().splitlines() == [
+        "ATOM      1  CA  ALA A   1       1.000  -2.000 990.000  1.00  0.00           C  ",
+        "END",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "xyz", "message"),
+    [
+        ("x.pdb", np.full((3, 3), np.nan), "3 of 3 residues have NaN"),
+        ("x.cif", [[0, 0, np.inf], [0, 0, 0]], "1 of 2 residues"),
+        ("x.pdb", np.full((3, 3), 1001.0), "PDB columns hold"),
+        ("x.pdb", np.full((3, 3), -100.1), "PDB columns hold"),
+        ("x.pdb", np.zeros((10_000, 3)), "a PDB file numbers 9999"),
+        ("x.pdb", np.zeros((0, 3)), r"shape \[n, 3\]"),
+        ("x.pdb", np.zeros((4, 2)), r"got \[4, 2\]"),
+        ("x.xyz", np.zeros((4, 3)), "use .pdb, .cif or .bcif"),
+    ],
+)
+def test_what_cannot_be_written_is_an_error_and_leaves_no_file(tmp_path, name: str, xyz, message: str) -> None:
+    with pytest.raises(XDistillError, match=message):
+        write_structure(tmp_path / name, xyz)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_coordinates_fit_mmcif(tmp_path) -> None:
+    write_structure(tmp_path / "x.cif", np.full((3, 3), 1001.0))
+    assert read_structure(tmp_path / "x.cif")[0][0, 0] == 1001.0
+
+
+def test_write_is_atomic(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "x.pdb"
+    write_structure(path, np.zeros((2, 3)))
+    before = path.read_bytes()
+
+    def full_disk(*_args) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(codec.os, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_structure(path, np.ones((2, 3)))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.pdb"]
+
+
+def test_same_input_gives_same_bytes(tmp_path) -> None:
+    xyz = load_embedded("test").coords(5)
+    for fmt in ("pdb", "cif", "bcif", "bcif.gz"):
+        write_structure(tmp_path / f"a.{fmt}", xyz)
+        write_structure(tmp_path / f"b.{fmt}", xyz)
+        assert (tmp_path / f"a.{fmt}").read_bytes() == (tmp_path / f"b.{fmt}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.pdb", b"hello\n"),
+        ("x.pdb", b"ATOM      1  CA  ALA A   1      11.1x4   6.134  -6.504\n"),
+        ("x.cif", b""),
+        ("x.cif", b"data_x\nloop_\n_atom_site.id\n1\n"),
+        ("x.bcif", b"hello"),
+        ("x.bcif", b"\x81\xa1a\x01"),
+        ("x.pdb.gz", b"not gzip"),
+        ("x.cif.gz", gzip.compress(b"data_x\n")[:-9]),
+        ("x.txt", b""),
+    ],
+)
+def test_unreadable_files_are_one_line_errors(tmp_path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(XDistillError) as error:
+        read_structure(tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert name in str(error.value)
+    with pytest.raises(XDistillError, match="no file at"):
+        read_structure(tmp_path / "missing.pdb")
