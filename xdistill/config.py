@@ -6,8 +6,11 @@ the signature of the class they configure, so a third party adds a domain withou
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 @dataclass
@@ -32,7 +35,7 @@ class DataConfig:
     """
 
     batch: int = 16
-    path: str | None = None
+    path: str | None = MISSING
 
 
 @dataclass
@@ -62,7 +65,7 @@ class GuidanceConfig:
     name: str = "none"
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    weak: str | None = None
+    weak: str | None = MISSING
 
 
 @dataclass
@@ -114,8 +117,8 @@ class FitConfig:
 
     domain: dict[str, Any]
     objective: dict[str, Any]
-    teacher: dict[str, Any] = field(default_factory=lambda: {"weights": "shipped"})
-    student: dict[str, Any] = field(default_factory=lambda: {"init": "teacher"})
+    teacher: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
@@ -129,3 +132,21 @@ class FitConfig:
     seed: int = 0
     out: str = "runs/${domain.name}_${objective.name}"
     resume: str = "never"
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The resolved configuration of a run from command-line overrides (`domain=protein`, `optim.student.lr=1e-4`).
+
+    Raises UsageError in one line: no domain, an unknown group choice or key (with the nearest one), a wrong type,
+    a missing mandatory value, a value outside its range.
+    """
+    from xdistill.overrides import composed  # Hydra is only needed here
+
+    return composed(overrides)
+
+
+def role_optim(cfg: DictConfig | Mapping[str, Any], role: str) -> dict[str, Any]:
+    """OptimConfig's keys for a role: `optim.default` with what `optim.<role>` changes."""
+    sections = OmegaConf.to_container(cfg.optim) if isinstance(cfg, DictConfig) else cfg["optim"]
+    assert isinstance(sections, Mapping)
+    return {**sections["default"], **sections.get(role, {})}
