@@ -101,9 +101,10 @@ class OutputScale(nn.Module):
 
     def __init__(self, dim: int, dim_cond: int) -> None:
         super().__init__()
-        self.to_adaln_zero_gamma = nn.Sequential(nn.Linear(dim_cond, dim), nn.Sigmoid())
-        nn.init.zeros_(self.to_adaln_zero_gamma[0].weight)
-        nn.init.constant_(self.to_adaln_zero_gamma[0].bias, -2.0)
+        linear = nn.Linear(dim_cond, dim)
+        nn.init.zeros_(linear.weight)
+        nn.init.constant_(linear.bias, -2.0)
+        self.to_adaln_zero_gamma = nn.Sequential(linear, nn.Sigmoid())
 
     def forward(self, c: Tensor) -> Tensor:
         return self.to_adaln_zero_gamma(c)
@@ -217,4 +218,5 @@ def attention_bias(z: Tensor, layers: Sequence[TransformerLayer]) -> Tensor:
     mhas = [layer.mhba.mha for layer in layers]
     weight = torch.cat([m.to_bias.weight.float() * m.pair_norm.weight for m in mhas])
     shift = torch.cat([m.to_bias.weight.float() @ m.pair_norm.bias.float() for m in mhas])
-    return torch.addmm(shift.unsqueeze(1), weight, normalise(z).T)
+    dtype = compute_dtype(mhas[0].to_bias.weight)
+    return torch.addmm(shift.to(dtype).unsqueeze(1), weight.to(dtype), normalise(z).to(dtype).T)

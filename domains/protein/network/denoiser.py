@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +69,12 @@ class Proteina(nn.Module):
             self.pair_repr_builder = PairBuilder(config)
         self.transformer_layers = nn.ModuleList(_layer(config) for _ in range(config.nlayers))
         if config.updates_pair:
-            self.pair_update_layers = nn.ModuleList(
+            updates = [
                 PairUpdate(dim, pair_dim, config.use_tri_mult) if config.pair_update_after(i) else None
                 for i in range(config.nlayers - 1)
-            )
+            ]
+            # Empty slots keep the official, sparse numbering of the state dict.
+            self.pair_update_layers = nn.ModuleList(cast(list[nn.Module], updates))
         if config.predicts_pair:
             self.pair_head_prediction = nn.Sequential(
                 LayerNorm(pair_dim), nn.Linear(pair_dim, config.num_buckets_predict_pair)
@@ -120,7 +123,7 @@ class Proteina(nn.Module):
         return out
 
     def _trunk(self, s: Tensor, c: Conditioning, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """Transformer layers and pair updates over registers and residues; returns the final s, and z if it was built."""
+        """Transformer layers and pair updates over registers and residues; the final s, and z if it was built."""
         r = self.config.num_registers
         mask = F.pad(inputs.mask, (r, 0), value=True)
         z: Tensor | None = None
@@ -136,19 +139,18 @@ class Proteina(nn.Module):
         return s, z
 
     def _biases(self, z: Tensor | None, mask: Tensor, first: int) -> list[Tensor]:
-        """Biases `[heads, b, N, N]` of layer `first` and of those after it that read the same z (none: the key mask)."""
+        """Biases `[heads, b, N, N]` of layer `first` and those after it that read the same z (None: the key mask)."""
         cfg = self.config
         last = next((i for i in range(first, cfg.nlayers) if cfg.pair_update_after(i)), cfg.nlayers - 1)
         layers = list(self.transformer_layers)[first : last + 1]
-        b, n = mask.shape
-        bias = (
-            mask.new_zeros(len(layers), dtype=torch.float32) if z is None else attention_bias(z.flatten(0, 2), layers)
-        )
-        bias = bias.view(len(layers), -1, *((1, 1, 1) if z is None else (b, n, n)))
-        return list(bias.masked_fill(~mask[:, None, :], torch.finfo(bias.dtype).min))
+        if z is None:
+            bias = torch.zeros(len(layers), 1, 1, 1, 1, device=mask.device)
+        else:
+            bias = attention_bias(z.flatten(0, 2), layers).view(len(layers), cfg.nheads, *z.shape[:3])
+        return list(bias.masked_fill(~mask.unsqueeze(1), torch.finfo(bias.dtype).min))
 
     def _table_biases(self, inputs: Inputs, mask: Tensor) -> list[Tensor]:
-        """Biases of all layers, gathered from a table over the distinct pair features; empty if z is not that simple."""
+        """Biases of all layers, gathered from a table over the distinct pair features; empty if z is not so simple."""
         cfg = self.config
         if not cfg.use_attn_pair_bias or cfg.updates_pair or cfg.feats_pair_cond:
             return []
@@ -160,7 +162,7 @@ class Proteina(nn.Module):
             rows, index = found
             # Two more rows: z = 0 (pairs with a register), and masked keys.
             bias = attention_bias(F.pad(rows, (0, 0, 0, 1)), list(self.transformer_layers))
-        bias = F.pad(bias, (0, 1), value=torch.finfo(bias.dtype).min)
+        bias = F.pad(bias.float(), (0, 1), value=torch.finfo(torch.float32).min)
         r = cfg.num_registers
         index = F.pad(index.expand(b, -1, -1), (r, 0, r, 0), value=len(rows))
         index = index.masked_fill(~mask.unsqueeze(1), len(rows) + 1)
