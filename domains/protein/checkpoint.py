@@ -34,7 +34,7 @@ _EMA = "-EMA"
 _CLASS_MAP_FILE = "cath_label_mapping.pt"
 _DEFAULT_LORA_ALPHA = 32.0
 # What official checkpoints contain beside tensors: the experiment configuration. None of these runs code when built.
-_SAFE_GLOBALS = [
+_SAFE_GLOBALS: list[Any] = [
     *(DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode, typing.Any),
     *(collections.defaultdict, collections.OrderedDict, dict, list, int),
 ]
@@ -48,7 +48,7 @@ class LoadedNetwork:
 
     Attributes:
         class_map: label prefixes -> rows of the fold embedding, or None if unknown (then labels cannot be encoded).
-        target_pred: what `coors_pred` is, in Proteina's words: `v` (velocity towards the data) or `x_1` (clean backbone).
+        target_pred: what `coors_pred` is, in Proteina's words: `v` (velocity to the data) or `x_1` (clean backbone).
         provenance: where the weights come from.
     """
 
@@ -74,7 +74,7 @@ def load_official(
         class_map: fold classes, see `load_class_map`; the path stored in the checkpoint is of the training site.
         lora_alpha: scale of LoRA weights (merged on load); default the checkpoint's, or 32.
 
-    Raises XDistillError for a missing, truncated, foreign or hostile file, or weights that do not fit the configuration.
+    Raises XDistillError for a missing, truncated, foreign or hostile file, or weights that do not fit the network.
     """
     path = _ema_twin(Path(path)) if prefer_ema else Path(path)
     content = _read_pickle(path)
@@ -193,7 +193,7 @@ def load_network(path: str | Path) -> LoadedNetwork:
 
 
 def convert(ckpt: str | Path, out: str | Path, **options: Any) -> Path:
-    """Official checkpoint -> safetensors + JSON at `out`; `options` as in `load_official`. Returns the weights' path."""
+    """Official checkpoint -> safetensors + JSON at `out`; `options` of `load_official`. Returns the weights' path."""
     loaded = load_official(ckpt, **options)
     return save_network(
         loaded.net,
@@ -234,7 +234,7 @@ def _experiment(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`hyper_parameters.cfg_exp` as plain containers, interpolations left alone."""
     stored = (content.get("hyper_parameters") or {}).get("cfg_exp")
     try:
-        plain = OmegaConf.to_container(stored) if isinstance(stored, DictConfig) else stored
+        plain: Any = OmegaConf.to_container(stored) if isinstance(stored, DictConfig) else stored
     except OmegaConfBaseException as error:
         raise XDistillError(f"{path}: unreadable configuration cfg_exp ({error})") from error
     return dict(plain) if isinstance(plain, Mapping) else {}
@@ -248,9 +248,7 @@ def _build(config: ProteinaConfig, state: dict[str, Tensor], path: Path, classes
     found = {k: tuple(v.shape) for k, v in state.items()}
     problems = [f"missing {k}" for k in expected if k not in found]
     problems += [f"unexpected {k}" for k in found if k not in expected]
-    problems += [
-        f"{k} is {found[k]}, expected {expected[k]}" for k in expected if found.get(k, expected[k]) != expected[k]
-    ]
+    problems += [f"{k} is {found[k]}, expected {v}" for k, v in expected.items() if found.get(k, v) != v]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise XDistillError(f"{path}: weights do not fit the configuration: {'; '.join(problems[:3])}{more}")
@@ -271,9 +269,8 @@ def _checked(classes: ClassMap, expected: tuple[int, ...], path: str | Path) -> 
 
 
 def _weights_path(path: Path) -> Path:
-    return (
-        path.with_suffix(".safetensors") if path.suffix in (".safetensors", ".json") else path / "network.safetensors"
-    )
+    is_file = path.suffix in (".safetensors", ".json")
+    return path.with_suffix(".safetensors") if is_file else path / "network.safetensors"
 
 
 def _read_json(path: Path) -> Any:
