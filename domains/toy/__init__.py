@@ -15,6 +15,15 @@ from xdistill.domains.toy.codec import read_folder, write_array
 from xdistill.domains.toy.data import PROCESSES, PointSource, ToyConfig, blank, condition
 from xdistill.domains.toy.metrics import point_metrics
 from xdistill.domains.toy.teacher import Label, MixtureTeacher, PointNet
+from xdistill.domains.toy.tokens import (
+    Masking,
+    TablePosterior,
+    TokenNet,
+    TokenSource,
+    ancestral,
+    random_table,
+    token_metrics,
+)
 
 from xdistill import rng
 from xdistill.discriminator import PooledDiscriminator
@@ -24,13 +33,13 @@ from xdistill.models import Batch, Featurizer
 from xdistill.process import GaussianProcess, Kind
 from xdistill.rng import Generator
 from xdistill.samplers import Plan, ode
-from xdistill.state import Field, Padded
+from xdistill.state import Field, Padded, Tokens
 
 __all__ = ["Label", "MixtureTeacher", "PointNet", "ToyConfig", "ToyDomain"]
 
 ASSET = Path(__file__).parent / "assets" / "mixture.safetensors"
 #: What the shipped weights depend on. Process and kind are free: see PointNet.
-ASSET_KEYS = ("name", "dim", "std", "modes", "radius", "points", "width", "depth")
+ASSET_KEYS = ("task", "dim", "std", "modes", "radius", "points", "width", "depth")
 
 
 class ToyDomain(Domain):
@@ -42,6 +51,9 @@ class ToyDomain(Domain):
 
     name = "toy"
     process: GaussianProcess
+
+    def __new__(cls, cfg: Mapping[str, Any]) -> ToyDomain:
+        return super().__new__(ToyTokens if cfg.get("task") == "tokens" else cls)
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
@@ -122,6 +134,57 @@ class ToyDomain(Domain):
 
     def _asset_fits(self) -> bool:
         return asset_config() == {k: getattr(self.toy, k) for k in ASSET_KEYS}
+
+
+class ToyTokens(ToyDomain):
+    """Sequences from a joint table that can be enumerated: the reference implementation of the token protocols."""
+
+    process: Masking  # type: ignore[assignment]
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        super().__init__(cfg)
+        self.process = Masking(self.toy.vocabulary)
+        self.table = random_table(self.toy.vocabulary, self.toy.length)
+
+    def teacher(self) -> nn.Module:
+        return TablePosterior(self.table, self.toy.vocabulary, self.toy.length)
+
+    def network(self) -> nn.Module:
+        return TokenNet(self.toy.vocabulary, self.toy.length)
+
+    def student(self, teacher: nn.Module) -> nn.Module:
+        return clone(teacher) if isinstance(teacher, TokenNet) else self.network()
+
+    def discriminator(self, teacher: nn.Module) -> nn.Module:
+        raise UsageError("toy tokens offer no discriminator: use an objective without one")
+
+    def data(self, batch_size: int, seed: int) -> TokenSource:  # type: ignore[override]
+        return TokenSource(self.table, self.toy.vocabulary, self.toy.length, batch_size, seed)
+
+    def null_data(self, batch_size: int, seed: int) -> TokenSource:  # type: ignore[override]
+        return TokenSource(self.table, self.toy.vocabulary, self.toy.length, batch_size, seed, real=False)
+
+    def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch:
+        """All-masked sequences; every sample has the same length."""
+        if request:
+            raise UsageError(f"toy tokens: cannot plan by '{next(iter(request))}'")
+        return self.null_data(len(indices), seed).batch(0, 0, 1)
+
+    def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
+        def sample(model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Tokens:
+            plan = Plan.uniform(steps or self.toy.teacher_steps)
+            return ancestral(
+                model, self.process, plan, self.process.prior(batch.like, generator), batch.cond, generator
+            )
+
+        return {"reference": sample}
+
+    def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
+        return token_metrics(samples, self.table, self.toy.vocabulary, seed)
+
+    def decode(self, sample: Tokens) -> list[np.ndarray]:  # type: ignore[override]
+        """[L] int64 arrays."""
+        return [ids[mask].cpu().numpy() for ids, mask in zip(sample.ids, sample.mask, strict=True)]
 
 
 def asset_config() -> dict[str, Any]:

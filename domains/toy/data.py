@@ -23,14 +23,14 @@ PROCESSES: dict[str, Callable[[], GaussianProcess]] = {"linear": Linear, "vp": V
 class ToyConfig:
     """The toy domain's section of a configuration.
 
-    name: `gaussian`, `mixture` or `tokens`. process: `linear`, `vp`, `trig` or `edm`. kind: what networks predict.
+    task: `gaussian`, `mixture` or `tokens`. process: `linear`, `vp`, `trig` or `edm`. kind: what networks predict.
     dim: coordinates of a point. mean, std: of the Gaussian (mean in every coordinate), and of each mode.
     modes, radius: the mixture's circle. points: 0 for one point a sample, else sets of 1 to `points` points that
     share a mode. labels: tell the networks the mode. teacher: `analytic` (exact) or `mlp` (shipped weights).
-    width, depth: of the MLP. teacher_steps: network calls of the reference sampler.
+    vocabulary, length: of the tokens. width, depth: of the MLP. teacher_steps: network calls of the reference sampler.
     """
 
-    name: str = "mixture"
+    task: str = "mixture"
     process: str = "linear"
     kind: str = "velocity"
     dim: int = 2
@@ -40,20 +40,23 @@ class ToyConfig:
     radius: float = 1.5
     points: int = 0
     labels: bool = False
+    vocabulary: int = 3
+    length: int = 2
     teacher: str = "analytic"
     width: int = 64
     depth: int = 3
     teacher_steps: int = 64
 
     def __post_init__(self) -> None:
-        one_of("name", self.name, ("gaussian", "mixture", "tokens"))
+        one_of("task", self.task, ("gaussian", "mixture", "tokens"))
         one_of("process", self.process, PROCESSES)
         one_of("kind", self.kind, tuple(Kind))
         one_of("teacher", self.teacher, ("analytic", "mlp"))
 
     @classmethod
     def parse(cls, cfg: Mapping[str, Any]) -> ToyConfig:
-        """From a plain mapping; raises UsageError for an unknown key or choice."""
+        """From a plain mapping (`name`, the registered domain, is ignored); raises UsageError for what is unknown."""
+        cfg = {k: v for k, v in cfg.items() if k != "name"}
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(cfg) - known):
             raise UsageError(f"toy domain: unknown key '{unknown[0]}', it knows {', '.join(sorted(known))}")
@@ -62,7 +65,7 @@ class ToyConfig:
     @property
     def means(self) -> Tensor:
         """[K, D] float64 centres of the components."""
-        if self.name == "gaussian":
+        if self.task == "gaussian":
             return torch.full((1, self.dim), self.mean, dtype=torch.float64)
         return circle(self.modes, self.radius, self.dim)
 
