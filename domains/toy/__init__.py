@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from xdistill.domains.toy.codec import read_folder, write_array
-from xdistill.domains.toy.data import PROCESSES, PointSource, ToyConfig, blank, condition
+from xdistill.domains.toy.data import (
+    PROCESSES,
+    FolderSource,
+    PointSource,
+    ToyConfig,
+    blank,
+    check_samples,
+    condition,
+    integer,
+)
 from xdistill.domains.toy.metrics import point_metrics
 from xdistill.domains.toy.teacher import Label, MixtureTeacher, PointNet
 from xdistill.domains.toy.tokens import (
@@ -27,8 +37,8 @@ from xdistill.domains.toy.tokens import (
 
 from xdistill import rng
 from xdistill.discriminator import PooledDiscriminator
-from xdistill.domain import Domain, Metric, TeacherSampler, clone
-from xdistill.errors import UsageError
+from xdistill.domain import DataSource, Domain, Metric, TeacherSampler, clone
+from xdistill.errors import UsageError, XDistillError
 from xdistill.models import Batch, Featurizer
 from xdistill.process import GaussianProcess, Kind
 from xdistill.rng import Generator
@@ -51,6 +61,9 @@ class ToyDomain(Domain):
 
     name = "toy"
     process: GaussianProcess
+    request_keys = MappingProxyType(
+        {"points": "points of each set (default: drawn)", "label": "the mode of every sample (default: drawn)"}
+    )
 
     def __new__(cls, cfg: Mapping[str, Any]) -> ToyDomain:
         return super().__new__(ToyTokens if cfg.get("task") == "tokens" else cls)
@@ -62,20 +75,32 @@ class ToyDomain(Domain):
 
     def teacher(self) -> nn.Module:
         c = self.toy
+        if self.teacher_weights != "shipped":
+            return load_weights(self.network(), Path(self.teacher_weights))
         if c.teacher == "analytic":
             return MixtureTeacher(self.process, c.means, c.std, kind=Kind(c.kind))
         if not self._asset_fits():
             raise UsageError(f"toy teacher=mlp: the shipped weights are for {asset_config()}: use teacher=analytic")
-        return load_asset(self.network())
+        return load_weights(self.network(), ASSET)
+
+    def weak_teacher(self, weights: str) -> nn.Module:
+        return load_weights(self.network(), Path(weights))
 
     def network(self) -> nn.Module:
         c = self.toy
         return PointNet(self.process, c.dim, kind=Kind(c.kind), width=c.width, depth=c.depth, modes=len(c.means))
 
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        return {"kind": str(module.kind), **module.sizes} if isinstance(module, PointNet) else {}
+
+    def from_description(self, description: Mapping[str, Any]) -> nn.Module:
+        sizes = dict(description)
+        return PointNet(self.process, kind=Kind(sizes.pop("kind")), **sizes)
+
     def student(self, teacher: nn.Module) -> nn.Module:
         if isinstance(teacher, PointNet):
             return clone(teacher)
-        return load_asset(self.network()) if self._asset_fits() else self.network()
+        return load_weights(self.network(), ASSET) if self._asset_fits() else self.network()
 
     def critic(self, teacher: nn.Module) -> nn.Module:
         return self.student(teacher)
@@ -84,23 +109,34 @@ class ToyDomain(Domain):
         trunk = teacher if isinstance(teacher, Featurizer) else self.student(teacher).requires_grad_(False)
         return PooledDiscriminator(trunk, self.process)
 
-    def data(self, batch_size: int, seed: int) -> PointSource:
-        return PointSource(self.toy, batch_size, seed)
+    def data(self, batch_size: int, seed: int) -> DataSource:
+        return self._source(batch_size, seed, real=True)
 
-    def null_data(self, batch_size: int, seed: int) -> PointSource:
-        return PointSource(self.toy, batch_size, seed, real=False)
+    def null_data(self, batch_size: int, seed: int) -> DataSource:
+        return self._source(batch_size, seed, real=False)
+
+    def _source(self, batch_size: int, seed: int, *, real: bool) -> DataSource:
+        if self.data_path is None:
+            return PointSource(self.toy, batch_size, seed, real)
+        samples = read_folder(Path(self.data_path))
+        check_samples(self.toy, samples, self.data_path)
+        return FolderSource(self.toy, samples, batch_size, seed, real)
 
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch[Field]:
         """Sizes and labels of samples; `points` (of a set) and `label` (mode) fix them for all."""
-        if unknown := sorted(set(request) - {"points", "label"}):
-            raise UsageError(f"toy domain: cannot plan by '{unknown[0]}', only by points and label")
+        if unknown := sorted(set(request) - set(self.request_keys)):
+            raise UsageError(f"toy domain: cannot ask for '{unknown[0]}', only for {', '.join(self.request_keys)}")
         draws = [rng.generator("toy-plan", seed, int(i)) for i in indices]
         component = torch.tensor([rng.randint(0, len(self.toy.means), g) for g in draws])
-        lengths = None
+        cond, lengths = condition(self.toy, component), None
         if self.toy.points:
-            lengths = torch.tensor([request.get("points") or rng.randint(1, self.toy.points + 1, g) for g in draws])
-        label = request.get("label")
-        cond = condition(self.toy, component) if label is None else Label(torch.full_like(component, label))
+            lengths = torch.tensor([rng.randint(1, self.toy.points + 1, g) for g in draws])
+        if "points" in request:
+            number = integer("points", request["points"], 1, self.toy.points or 1)
+            lengths = torch.full_like(component, number) if self.toy.points else None
+        if "label" in request:
+            number = integer("label", request["label"], 0, len(self.toy.means) - 1)
+            cond = Label(torch.full_like(component, number))
         return Batch(blank(self.toy, len(indices), lengths), cond, real=False)
 
     def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
@@ -118,6 +154,16 @@ class ToyDomain(Domain):
 
     def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
         return point_metrics(samples, self.toy.means, self.toy.std, seed)
+
+    def reference_metrics(self) -> dict[str, Metric]:
+        return self.metrics(self.decode(self.data(2000, seed=1).batch(0, 0, 1).like))
+
+    def headline(self) -> Sequence[str]:
+        return ("mmd2", "mode_coverage") if self.toy.task == "mixture" else ("mmd2",)
+
+    def draw(self, ax: Any, sample: np.ndarray) -> None:
+        ax.scatter(sample[:, 0], sample[:, -1], s=12)
+        ax.set_aspect("equal")
 
     def decode(self, sample: Field) -> list[np.ndarray]:
         """[n, D] float32 arrays, n = 1 for a single point."""
@@ -140,6 +186,7 @@ class ToyTokens(ToyDomain):
     """Sequences from a joint table that can be enumerated: the reference implementation of the token protocols."""
 
     process: Masking  # type: ignore[assignment]
+    request_keys = MappingProxyType({})
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
@@ -152,22 +199,25 @@ class ToyTokens(ToyDomain):
     def network(self) -> nn.Module:
         return TokenNet(self.toy.vocabulary, self.toy.length)
 
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        return dict(module.sizes) if isinstance(module, TokenNet) else {}
+
+    def from_description(self, description: Mapping[str, Any]) -> nn.Module:
+        return TokenNet(**description)
+
     def student(self, teacher: nn.Module) -> nn.Module:
         return clone(teacher) if isinstance(teacher, TokenNet) else self.network()
 
     def discriminator(self, teacher: nn.Module) -> nn.Module:
         raise UsageError("toy tokens offer no discriminator: use an objective without one")
 
-    def data(self, batch_size: int, seed: int) -> TokenSource:  # type: ignore[override]
-        return TokenSource(self.table, self.toy.vocabulary, self.toy.length, batch_size, seed)
-
-    def null_data(self, batch_size: int, seed: int) -> TokenSource:  # type: ignore[override]
-        return TokenSource(self.table, self.toy.vocabulary, self.toy.length, batch_size, seed, real=False)
+    def _source(self, batch_size: int, seed: int, *, real: bool) -> DataSource:
+        return TokenSource(self.table, self.toy.vocabulary, self.toy.length, batch_size, seed, real)
 
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch:
         """All-masked sequences; every sample has the same length."""
         if request:
-            raise UsageError(f"toy tokens: cannot plan by '{next(iter(request))}'")
+            raise UsageError(f"toy tokens: cannot ask for '{next(iter(request))}'")
         return self.null_data(len(indices), seed).batch(0, 0, 1)
 
     def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
@@ -182,6 +232,12 @@ class ToyTokens(ToyDomain):
     def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
         return token_metrics(samples, self.table, self.toy.vocabulary, seed)
 
+    def headline(self) -> Sequence[str]:
+        return ("total_variation",)
+
+    def draw(self, ax: Any, sample: np.ndarray) -> None:
+        ax.imshow(sample[None], vmin=0, vmax=self.toy.vocabulary - 1)
+
     def decode(self, sample: Tokens) -> list[np.ndarray]:  # type: ignore[override]
         """[L] int64 arrays."""
         return [ids[mask].cpu().numpy() for ids, mask in zip(sample.ids, sample.mask, strict=True)]
@@ -193,9 +249,11 @@ def asset_config() -> dict[str, Any]:
         return json.loads(file.metadata()["config"])
 
 
-def load_asset(network: nn.Module) -> nn.Module:
-    """`network` with the shipped weights (tools/train_toy_teacher.py), strictly."""
-    with safe_open(ASSET, "pt") as file:
-        weights: dict[str, Tensor] = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118
-    network.load_state_dict(weights)
+def load_weights(network: nn.Module, path: Path) -> nn.Module:
+    """`network` with weights from a safetensors file, strictly; raises XDistillError when they do not fit."""
+    try:
+        with safe_open(path, "pt") as file:
+            network.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise XDistillError(f"{path}: expected weights of {type(network).__name__}: {error}") from error
     return network

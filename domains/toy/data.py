@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from xdistill.domains.toy.teacher import Label, circle
@@ -76,6 +77,17 @@ def one_of(key: str, value: str, choices: Any) -> None:
         raise UsageError(f"toy domain: {key} '{value}' is not one of {', '.join(choices)}")
 
 
+def integer(key: str, value: Any, low: int, high: int) -> int:
+    """A requested integer in [low, high]; raises UsageError naming the key."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = low - 1
+    if not low <= number <= high:
+        raise UsageError(f"toy domain: {key}={value} must be a whole number from {low} to {high}")
+    return number
+
+
 @dataclass(frozen=True)
 class PointSource:
     """Batches of points; draw `index` of `rank` is chunk index * world + rank of one endless stream.
@@ -98,6 +110,37 @@ class PointSource:
         if self.real:
             like = draw(cfg, like, component, g)
         return Batch(like, condition(cfg, component), real=self.real)
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Batches drawn with replacement from the user's own point sets [n_i, D]; labels are unknown."""
+
+    cfg: ToyConfig
+    samples: Sequence[np.ndarray]
+    batch_size: int
+    seed: int
+    real: bool = True
+
+    def batch(self, index: int, rank: int, world: int) -> Batch[Field]:
+        """As `PointSource.batch`, with values from the files."""
+        g = rng.generator("toy-folder", self.seed, index * world + rank)
+        picks = torch.randint(len(self.samples), (self.batch_size,), generator=g).tolist()
+        points = [torch.as_tensor(self.samples[i], dtype=torch.float32) for i in picks]
+        lengths = torch.tensor([len(p) for p in points]) if self.cfg.points else None
+        like = blank(self.cfg, self.batch_size, lengths)
+        if self.real:
+            for row, p in zip(like.value, points, strict=True):
+                row.view(-1, self.cfg.dim)[: len(p)] = p
+        return Batch(like, Label(torch.full((self.batch_size,), -1)), real=self.real)
+
+
+def check_samples(cfg: ToyConfig, samples: Sequence[np.ndarray], folder: str) -> None:
+    """Raise UsageError unless every sample is [n, dim] with n = 1, or 1 to `points` for sets."""
+    most = cfg.points or 1
+    for s in samples:
+        if s.ndim != 2 or s.shape[1] != cfg.dim or not 1 <= len(s) <= most:
+            raise UsageError(f"{folder}: a sample of shape {s.shape}, expected [1 to {most}, {cfg.dim}]")
 
 
 def blank(cfg: ToyConfig, n: int, lengths: Tensor | None) -> Field:

@@ -136,6 +136,7 @@ class PointNet(nn.Module):
     ) -> None:
         super().__init__()
         self.process, self.kind, self.feature_dim = process, kind, width * depth
+        self.sizes = {"dim": dim, "width": width, "depth": depth, "modes": modes}
         self.inputs = nn.Linear(dim, width)
         self.time = nn.Linear(2 * self.FREQUENCIES, width)
         self.label = nn.Embedding(modes + 1, width)

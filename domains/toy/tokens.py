@@ -88,7 +88,7 @@ class TokenNet(nn.Module):
 
     def __init__(self, vocabulary: int, length: int, width: int = 32) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
+        self.vocabulary, self.sizes = vocabulary, {"vocabulary": vocabulary, "length": length, "width": width}
         self.token, self.position = nn.Embedding(vocabulary + 1, width), nn.Embedding(length, width)
         self.time, self.mix = nn.Linear(1, width), nn.Linear(2 * width, width)
         self.output = nn.Linear(width, vocabulary)
@@ -105,7 +105,7 @@ class TokenNet(nn.Module):
 
 
 def ancestral(model: TokenModel, process: Masking, plan: Plan, z: Tokens, cond: Cond, generator: Generator) -> Tokens:
-    """Unmask along the plan: from t to r a masked token is revealed with probability (keep_r - keep_t) / (1 - keep_t)."""
+    """Unmask along the plan: from t to r, a masked token is revealed with probability (keep_r-keep_t)/(1-keep_t)."""
     for t, r in itertools.pairwise(plan.times):
         tb, rb = t.expand(z.batch), r.expand(z.batch)
         reveal = uniforms(z, generator) < ((process.keep(rb) - process.keep(tb)) / (1 - process.keep(tb)))[:, None]

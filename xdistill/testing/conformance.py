@@ -1,0 +1,227 @@
+"""Does a model or a domain keep the contracts the core relies on? Named results with a message each."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xdistill import rng
+from xdistill.domain import Domain
+from xdistill.guidance import Guided
+from xdistill.models import Cond, denoise
+from xdistill.process import GaussianProcess
+from xdistill.state import Field, Padded
+from xdistill.times import shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One contract: whether it holds (also when it does not apply), and what was seen."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+def check_model(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> list[Check]:
+    """The contracts of a trained FlowModel; `like` holds clean data, with samples of different length if any vary."""
+    checks: dict[str, Callable[..., Check]] = {
+        "finite": _finite,
+        "layout": _layout,
+        "deterministic": _deterministic,
+        "time_sign": _time_sign,
+        "mask_invariance": _mask_invariance,
+        "guidance": _guidance,
+    }
+    with torch.no_grad():
+        return [_guarded(name, f, model, process, like.project(), cond) for name, f in checks.items()]
+
+
+def check_domain(domain: Domain, *, seed: int = 0, atol: float = 2e-3) -> list[Check]:
+    """The contracts of a domain: batches, plans, files; atol is the precision of its file format.
+
+    Samples a few items with the teacher's reference sampler at four network calls.
+    """
+    checks: dict[str, Callable[..., Check]] = {
+        "batches": _batches,
+        "null_batches": _null_batches,
+        "student_is_teacher": _student_is_teacher,
+        "plan": _plan,
+        "files": _files,
+        "metrics": _metrics,
+    }
+    with torch.no_grad():
+        return [_guarded(name, f, domain, seed, atol) for name, f in checks.items()]
+
+
+def _guarded(name: str, check: Callable[..., Check], *args: Any) -> Check:
+    try:
+        return check(*args)
+    except Exception as error:  # a contract that raises is a contract broken, and the report goes on
+        return Check(name, False, f"raised {type(error).__name__}: {error}")
+
+
+def _noised(process: GaussianProcess, like: Field, t: float, seed: int = 0) -> tuple[Field, Tensor]:
+    tb = shared(t, like.batch, like.value.device)
+    return process.corrupt(like, tb, rng.generator("conformance", seed, device=like.value.device)), tb
+
+
+def _finite(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> Check:
+    bad = []
+    for t in (1e-3, 0.02, 0.5, 0.98, 1 - 1e-3, 1.0):
+        x_t, tb = _noised(process, like, t)
+        if not torch.isfinite(denoise(model, process, x_t, tb, cond).value).all():  # type: ignore[arg-type]
+            bad.append(t)
+    return Check(
+        "finite", not bad, f"clean estimate is not finite at t = {bad}" if bad else "finite from t = 0.001 to 1"
+    )
+
+
+def _layout(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> Check:
+    x_t, t = _noised(process, like, 0.5)
+    out = model(x_t, t, cond)
+    same = isinstance(out, Field) and out.value.shape == like.value.shape
+    seen = tuple(out.value.shape) if isinstance(out, Field) else type(out).__name__
+    return Check("layout", same, f"returns {seen} for a state of shape {tuple(like.value.shape)}")
+
+
+def _deterministic(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> Check:
+    x_t, t = _noised(process, like, 0.5)
+    gap = _gap(model(x_t, t, cond), model(x_t, t, cond))
+    return Check("deterministic", gap == 0, f"two calls on one input differ by {gap:.1e} (dropout left on? eval() it)")
+
+
+def _time_sign(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> Check:
+    """At low noise the posterior mean beats the noised input itself; a network told 1 - t, or -v, does not."""
+    t = _time_of_noise(process, 0.15)
+    x_t, tb = _noised(process, like, t)
+    error = float((denoise(model, process, x_t, tb, cond) - like).mean_square().mean())  # type: ignore[arg-type]
+    identity = float((x_t.scale(1 / process.coeffs(tb).alpha) - like).mean_square().mean())
+    hint = "" if error < 1.02 * identity else ": is t reversed, the velocity negated, or the data unscaled?"
+    return Check(
+        "time_sign",
+        not hint,
+        f"at t = {t:.3f} the clean estimate is off by {error:.2e}, the input by {identity:.2e}{hint}",
+    )
+
+
+def _time_of_noise(process: GaussianProcess, ratio: float) -> float:
+    """The smallest grid time with sigma / alpha >= ratio."""
+    grid = torch.linspace(1e-3, 1, 1000, dtype=torch.float64)
+    c = process.coeffs(grid)
+    return float(grid[int((c.sigma / c.alpha >= ratio).int().argmax())])
+
+
+def _mask_invariance(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> Check:
+    if not isinstance(like.layout, Padded) or bool(like.layout.mask.all()):
+        return Check("mask_invariance", True, "does not apply: this batch has no padding")
+    x_t, t = _noised(process, like, 0.5)
+    junk = torch.where(like.layout.mask[..., None], x_t.value, torch.full_like(x_t.value, 37.0))
+    gap = _gap(model(x_t, t, cond).project(), model(Field(junk, like.layout), t, cond).project())
+    return Check("mask_invariance", gap < 1e-5, f"values in the padding change the prediction by {gap:.1e}")
+
+
+def _guidance(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> Check:
+    x_t, t = _noised(process, like, 0.5)
+    given, none = model(x_t, t, cond), model(x_t, t, cond.drop())
+    off = _gap(Guided(model, 1.0)(x_t, t, cond), given)
+    twice = _gap(Guided(model, 2.0)(x_t, t, cond), given * 2.0 - none)
+    message = f"guidance 1 differs from the conditional model by {off:.1e}, guidance 2 from 2 c - u by {twice:.1e}"
+    return Check("guidance", off == 0 and twice < 1e-4, message)
+
+
+def _gap(a: Field, b: Field) -> float:
+    return float((a - b).value.abs().max())
+
+
+def _batches(domain: Domain, seed: int, atol: float) -> Check:
+    source, again = domain.data(4, seed), domain.data(4, seed)
+    source.batch(0, 0, 2)  # history must not matter
+    same = _close(source.batch(3, 1, 2), again.batch(3, 1, 2), 0.0)
+    others = [source.batch(4, 1, 2), source.batch(3, 0, 2), domain.data(4, seed + 1).batch(3, 1, 2)]
+    fresh = all(not _close(source.batch(3, 1, 2), other, 0.0) for other in others)
+    message = "a batch must depend on (seed, index, rank, world) alone, and on each of them"
+    return Check("batches", same and fresh, f"{message}: repeatable {same}, distinct {fresh}")
+
+
+def _null_batches(domain: Domain, seed: int, atol: float) -> Check:
+    a, b = (domain.null_data(4, seed).batch(2, 0, 1) for _ in range(2))
+    ok = not a.real and not b.real and _close(a, b, 0.0) and domain.data(4, seed).batch(2, 0, 1).real
+    return Check("null_batches", ok, f"null_data must be repeatable and marked real=False (it says {a.real})")
+
+
+def _student_is_teacher(domain: Domain, seed: int, atol: float) -> Check:
+    teacher = domain.teacher()
+    mine, theirs = domain.student(teacher).state_dict(), teacher.state_dict()
+    if mine.keys() != theirs.keys():
+        return Check("student_is_teacher", True, "does not apply: the student has its own architecture")
+    equal = all(torch.equal(mine[k], theirs[k]) for k in mine)
+    alias = any(mine[k].data_ptr() == theirs[k].data_ptr() for k in mine if mine[k].numel())
+    return Check("student_is_teacher", equal and not alias, f"equal weights {equal}, shared memory {alias}")
+
+
+def _samples(domain: Domain, indices: Sequence[int], seed: int) -> list[Any]:
+    batch, draws = domain.plan(indices, seed), rng.per_sample(seed, indices)
+    return domain.decode(domain.teacher_samplers()["reference"](domain.teacher().eval(), batch, draws, steps=4))
+
+
+def _plan(domain: Domain, seed: int, atol: float) -> Check:
+    many, one = _samples(domain, [3, 8, 5], seed), _samples(domain, [8], seed)
+    ok = len(many) == 3 and len(one) == 1 and _close(many[1], one[0], atol)
+    return Check("plan", ok, "sample 8 of a batch must be sample 8 alone: " + ("it is" if ok else "it differs"))
+
+
+def _files(domain: Domain, seed: int, atol: float) -> Check:
+    samples = _samples(domain, range(3), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [domain.write(s, Path(folder) / f"sample_{i}") for i, s in enumerate(samples)]
+        left = sorted(p.name for p in Path(folder).iterdir())
+        back = domain.read(Path(folder))
+    exact = left == sorted(p.name for p in paths)
+    ok = exact and len(back) == 3 and all(_close(a, b, atol) for a, b in zip(samples, back, strict=True))
+    return Check(
+        "files", ok, f"wrote {[p.name for p in paths]}, found {left}, read back {'equal' if ok else 'different'}"
+    )
+
+
+def _metrics(domain: Domain, seed: int, atol: float) -> Check:
+    metrics = domain.metrics(_samples(domain, range(8), seed), seed=seed)
+    ok = "score" in metrics and all(np.isfinite(m.value) for m in metrics.values())
+    return Check(
+        "metrics", ok, f"needs a finite 'score': {', '.join(f'{k} {m.value:.3g}' for k, m in metrics.items())}"
+    )
+
+
+def _close(a: Any, b: Any, atol: float) -> bool:
+    left, right = list(_leaves(a)), list(_leaves(b))
+    return len(left) == len(right) and all(_leaf_close(x, y, atol) for x, y in zip(left, right, strict=True))
+
+
+def _leaf_close(x: Any, y: Any, atol: float) -> bool:
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        return x.shape == y.shape and bool(np.allclose(x, y, atol=atol, rtol=0 if atol == 0 else 1e-5, equal_nan=True))
+    return bool(x == y)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Arrays and plain values inside containers and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value.detach().cpu().numpy()
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _leaves(value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    elif dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            yield from _leaves(getattr(value, item.name))
+    else:
+        yield value
