@@ -48,9 +48,7 @@ def fetch(work: Path) -> Path:
     """Download and unpack the package below `work` (nothing is installed); path of the database."""
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
-            raise XDistillError(
-                f"{tool} not found: on another system give --database path/to/structure_db.dat"
-            )
+            raise XDistillError(f"{tool} not found: on another system give --database path/to/structure_db.dat")
     subprocess.run(["apt-get", "download", PACKAGE], cwd=work, check=True)
     subprocess.run(["dpkg", "-x", str(next(work.glob(f"{PACKAGE}_*.deb"))), str(work)], check=True)
     return work / MEMBER
@@ -131,18 +129,14 @@ def cluster(chains: ChainSet, out: Path, work: Path) -> None:
 def compare_with_committed(path: Path) -> bool:
     """Whether every array in `path` equals, byte for byte, the committed asset's."""
     with np.load(path) as new, np.load(ASSETS / EMBEDDED) as old:
-        return all(
-            new[k].dtype == old[k].dtype and new[k].tobytes() == old[k].tobytes() for k in old.files
-        ) and sorted(new.files) == sorted(old.files)
+        return all(new[k].dtype == old[k].dtype and new[k].tobytes() == old[k].tobytes() for k in old.files) and sorted(
+            new.files
+        ) == sorted(old.files)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the npz files and clusters_30.tsv"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the npz files and clusters_30.tsv")
     parser.add_argument("--database", type=Path, help="structure_db.dat, instead of a download")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

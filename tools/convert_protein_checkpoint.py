@@ -7,7 +7,6 @@ import json
 import sys
 
 from xdistill.domains.protein.checkpoint import convert, load_network
-
 from xdistill.errors import UsageError, XDistillError
 
 

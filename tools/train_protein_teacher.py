@@ -20,10 +20,8 @@ import torch
 
 from xdistill import checkpoint
 from xdistill.domains.protein.chains import load_embedded
-from xdistill.domains.protein.flow import ProteinFlow
-from xdistill.domains.protein.labels import coarse_class_map
-from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.domains.protein.sources import ChainSource
+from xdistill.domains.protein.teacher import MINI, mini_network
 from xdistill.ema import EMAConfig
 from xdistill.engine import OptimConfig
 from xdistill.module import DistillModule
@@ -31,30 +29,6 @@ from xdistill.objectives.flow_matching import FlowMatching
 from xdistill.process import Linear
 from xdistill.stream import Stream
 from xdistill.times import CleanBeta
-
-MINI = {
-    "token_dim": 128,
-    "nlayers": 8,
-    "nheads": 4,
-    "pair_repr_dim": 32,
-    "dim_cond": 128,
-    "t_emb_dim": 128,
-    "idx_emb_dim": 64,
-    "fold_emb_dim": 16,
-    "num_registers": 8,
-    "feats_init_seq": ["res_seq_pdb_idx"],
-    "feats_cond_seq": ["time_emb", "fold_emb"],
-    "feats_pair_repr": ["rel_seq_sep", "xt_pair_dists"],
-    "feats_pair_cond": [],
-    "xt_pair_dist_dim": 128,
-    "xt_pair_dist_min": 0.1,
-    "xt_pair_dist_max": 3.3,
-    "seq_sep_dim": 127,
-    "use_qkln": True,
-    "update_pair_repr": False,
-    "use_tri_mult": False,
-    "num_buckets_predict_pair": None,
-}
 
 
 class Recorder(L.Callback):
@@ -86,9 +60,8 @@ class Recorder(L.Callback):
 
 def build(args: argparse.Namespace) -> tuple[DistillModule, ChainSource]:
     """The module and the data of this run."""
-    classes = coarse_class_map()
-    torch.manual_seed(args.seed)
-    net = ProteinFlow(Proteina(ProteinaConfig.from_dict(MINI), classes.num_classes))
+    mini = mini_network(args.seed)
+    net, classes = mini.flow, mini.classes
     if args.init:
         newest = checkpoint.open_checkpoint(checkpoint.latest(Path(args.init) / "checkpoints")[0])
         net.load_state_dict(newest.role(args.init_role))
@@ -137,11 +110,20 @@ def main() -> None:
     module, source = build(args)
     found = checkpoint.latest(args.out / "checkpoints")
     start = int(found[0].name[5:]) if found else 0
-    config = {"network": MINI, "optim": asdict(module.optim["student"]), "args": {k: str(v) for k, v in vars(args).items()}}
+    config = {
+        "network": MINI,
+        "optim": asdict(module.optim["student"]),
+        "args": {k: str(v) for k, v in vars(args).items()},
+    }
     callbacks = [Resume(found[0] if found else None), Recorder(args.out, config, args.save_every, time.time())]
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=callbacks,
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
     )
     trainer.fit(module, Stream(source, steps=args.steps, slots=module.slots, start=start))
 

@@ -10,8 +10,8 @@ import sys
 
 import torch
 from safetensors.torch import save_file
-from xdistill.domains.toy import ASSET, ASSET_KEYS, ToyDomain
 
+from xdistill.domains.toy import ASSET, ASSET_KEYS, ToyDomain
 from xdistill.objectives.flow_matching import FlowMatching
 from xdistill.testing.harness import run_macro_step
 from xdistill.times import Uniform

@@ -134,6 +134,62 @@ class FitConfig:
     resume: str = "never"
 
 
+@dataclass
+class GenerateConfig:
+    """domain: the modality. ckpt: a run folder, a checkpoint in it, or a folder of weights (none: the domain's shipped
+    student). num: samples. out: a new or empty folder, or one that the same request left unfinished. seed: sample i
+    depends on (seed, i) alone. batch: samples a network call. steps: network calls a sample (0: as trained).
+    noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
+    format: of the files (none: the domain's first).
+    """
+
+    domain: str
+    ckpt: str | None = None
+    num: int = 16
+    out: str = "samples"
+    seed: int = 0
+    batch: int = 16
+    steps: int = 0
+    noise_scale: float | None = None
+    format: str | None = None
+
+
+@dataclass
+class EvaluateConfig:
+    """domain: the modality. ckpt: checkpoints to sample from, separated by commas. dir: folders of samples made by
+    anyone in the domain's formats, separated by commas. num: samples of each checkpoint. json: where to save the
+    table (none: evaluation.json in the first source). seed, batch, steps, noise_scale: as in generate.
+    """
+
+    domain: str
+    ckpt: str | None = None
+    dir: str | None = None
+    num: int = 64
+    json: str | None = None
+    seed: int = 0
+    batch: int = 16
+    steps: int = 0
+    noise_scale: float | None = None
+
+
+@dataclass
+class BenchConfig:
+    """domain: the modality. ckpt: the student (none: the domain's shipped one). json: where to save the numbers.
+    batch: samples drawn at once. repeats: timed repetitions, after one that is not counted. steps: network calls of the
+    student (0: as trained). teacher_steps: of the teacher (0: as its reference sampler is published). seed: of the
+    requests and the noise.
+    """
+
+    domain: str
+    ckpt: str | None = None
+    json: str | None = None
+    batch: int = 8
+    repeats: int = 3
+    steps: int = 0
+    teacher_steps: int = 0
+    seed: int = 0
+
+
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The resolved configuration of a run from command-line overrides (`domain=protein`, `optim.student.lr=1e-4`).
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import nn
@@ -39,10 +40,19 @@ class Metric:
 
 
 class Domain(ABC):
-    """One modality. `cfg` is the domain's own resolved configuration section."""
+    """One modality. `cfg` is the domain's own resolved configuration section.
+
+    teacher_weights: `shipped` or a path. data_path: a folder of the user's own data, None for what ships with the
+    domain. request_keys: what `generate` may ask of a sample beyond its number, key -> help.
+    formats: suffixes that `write` knows, the default first.
+    """
 
     name: str
     process: Process
+    teacher_weights: str = "shipped"
+    data_path: str | None = None
+    request_keys: Mapping[str, str] = MappingProxyType({})
+    formats: Sequence[str] = ()
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self.cfg = cfg
@@ -54,6 +64,22 @@ class Domain(ABC):
     @abstractmethod
     def network(self) -> nn.Module:
         """A freshly initialised network of the teacher's architecture (what `flow_matching` trains)."""
+
+    def weak_teacher(self, weights: str) -> nn.Module:
+        """The weak network of autoguidance."""
+        raise UsageError(f"domain '{self.name}' has no weak network: use guidance=none or cfg")
+
+    @abstractmethod
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        """What `from_description` needs to build a network of this architecture: plain JSON values."""
+
+    @abstractmethod
+    def from_description(self, description: Mapping[str, Any]) -> nn.Module:
+        """An uninitialised network; weights of a checkpoint are loaded into it, strictly."""
+
+    def shipped_student(self) -> Path | None:
+        """The checkpoint that `generate` uses when none is given."""
+        return None
 
     def student(self, teacher: nn.Module) -> nn.Module:
         """A trainable copy of the teacher; called after the teacher's weights are loaded."""
@@ -86,6 +112,18 @@ class Domain(ABC):
     @abstractmethod
     def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
         """Quality of decoded samples, proxies named as such; the entry `score` (higher is better) picks `best`."""
+
+    def reference_metrics(self) -> dict[str, Metric]:
+        """What real data scores, to compare with; empty when the domain has none."""
+        return {}
+
+    def headline(self) -> Sequence[str]:
+        """The metrics that a summary shows, most important first."""
+        return ("score",)
+
+    def draw(self, ax: Any, sample: Any) -> None:
+        """Draw one decoded sample into a matplotlib axes."""
+        raise UsageError(f"domain '{self.name}' draws no samples")
 
     @abstractmethod
     def decode(self, sample: Any) -> list[Any]:

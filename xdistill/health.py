@@ -55,9 +55,7 @@ def diagnose(log: Path) -> list[str]:
     findings = []
     skipped = sum(rows[-1].get("skipped", {}).values())
     if skipped > 0.01 * rows[-1]["macro_step"]:
-        findings.append(
-            f"{skipped} updates were skipped as not finite: lower the learning rate, or precision=fp32"
-        )
+        findings.append(f"{skipped} updates were skipped as not finite: lower the learning rate, or precision=fp32")
     gap = [r["student/gap"] for r in rows if math.isfinite(r.get("student/gap", math.nan))]
     if len(gap) >= 8:
         early, late = _mean(gap[len(gap) // 4 : len(gap) // 2]), _mean(gap[-len(gap) // 4 :])

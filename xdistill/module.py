@@ -15,6 +15,7 @@ from xdistill import rng
 from xdistill.domain import clone
 from xdistill.ema import EMAConfig, ema_update
 from xdistill.engine import Engine, OptimConfig, SingleEngine
+from xdistill.errors import UsageError
 from xdistill.health import Health
 from xdistill.objectives import Objective, Phase
 from xdistill.roles import RoleView, phase_grads
@@ -67,8 +68,15 @@ class DistillModule(L.LightningModule):
         """One engine per trainable role, from the strategy when it makes them; idempotent within a fit."""
         if self.engines:
             return
-        make = getattr(self.trainer.strategy, "make_engine", SingleEngine)
-        self.engines = {role: make(self.networks[role], self.optim[role]) for role in self.trainable}
+        make = getattr(self.trainer.strategy, "make_engine", None)
+        if make is None and self.trainer.world_size > 1:
+            raise UsageError(
+                f"strategy {type(self.trainer.strategy).__name__} would train {self.trainer.world_size} processes "
+                f"apart from each other: choose strategy=ddp (RolesDDP) or deepspeed_z2 (RolesDeepSpeed)"
+            )
+        for role in self.trainable:
+            network, optim = self.networks[role], self.optim[role]
+            self.engines[role] = make(role, network, optim, self.precision) if make else SingleEngine(network, optim)
 
     def on_fit_start(self) -> None:
         self.setup_engines()
@@ -114,9 +122,7 @@ class DistillModule(L.LightningModule):
         keys = (self.seed, self.macro_step, draw)
         # Networks may use the global generator (dropout): a function of the step makes resume exact without RNG files.
         torch.manual_seed(rng.derive_seed("global", *keys, batch.rank))
-        view = RoleView(
-            self.networks, self.engines, phase.owner, rng.generator("shared", *keys), self._autocast
-        )
+        view = RoleView(self.networks, self.engines, phase.owner, rng.generator("shared", *keys), self._autocast)
         device = self.device
         generator = rng.generator("loss", *keys, batch.rank, device=device)
         out = self.objective.loss(phase, batch.draw(draw).to(device), view, generator)

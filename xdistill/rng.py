@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 
-
 class Recorded:
     """Stands in for a generator and replays recorded draws in order: how fixtures of other programs are checked."""
 

@@ -1,1 +1,249 @@
 """Protein backbones: CA traces in nm, distilled from flows of the Proteina family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from xdistill import rng
+from xdistill.discriminator import PooledDiscriminator
+from xdistill.domain import DataSource, Domain, Metric, TeacherSampler
+from xdistill.domains.protein import codec, metrics, teacher
+from xdistill.domains.protein.chains import ChainSet, load_embedded
+from xdistill.domains.protein.data import LengthLaw
+from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
+from xdistill.domains.protein.labels import ClassMap
+from xdistill.domains.protein.network import Proteina, ProteinaConfig
+from xdistill.domains.protein.sampler import ProteinaPlan
+from xdistill.domains.protein.sources import ChainSource, LengthSource
+from xdistill.domains.protein.structures import read_folder
+from xdistill.errors import UsageError
+from xdistill.models import Batch
+from xdistill.process import Linear
+from xdistill.registry import nearest
+from xdistill.rng import Generator
+from xdistill.samplers import ode, renoise, sde
+from xdistill.state import Field, Padded
+from xdistill.times import LogAnchors
+
+__all__ = ["ProteinCond", "ProteinDomain", "ProteinFlow"]
+
+
+@dataclass(frozen=True)
+class ProteinConfig:
+    """The protein domain's section of a configuration.
+
+    min_length, max_length: residues of the chains to train on and to generate. format: of written structures
+    (pdb, cif, bcif). max_tokens: limit on padded residues of a batch of real chains. label_dropout: share of
+    real chains shown without their fold class. reference_steps, reference_noise: the teacher's own sampler.
+    """
+
+    min_length: int = 40
+    max_length: int = 128
+    format: str = "pdb"
+    max_tokens: int | None = None
+    label_dropout: float = 0.5
+    reference_steps: int = 400
+    reference_noise: float = 0.45
+
+
+class ProteinDomain(Domain):
+    """CA traces of single chains; see `ProteinConfig` for its keys and protein spec for the conventions."""
+
+    name = "protein"
+    process = Linear()
+    request_keys = {
+        "length": "residues of each chain: 64-128 (uniform), or one number",
+        "label": "coarse fold class: 1 mainly helix, 2 mainly strand, 3 both, 4 neither (default: none)",
+        "format": "pdb, cif or bcif",
+    }
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        super().__init__(cfg)
+        known = [f.name for f in fields(ProteinConfig)]
+        for key in cfg:
+            if key not in known:
+                raise UsageError(f"unknown key 'domain.{key}' of the protein domain{nearest(key, known)}")
+        self.protein = ProteinConfig(**cfg)
+
+    @cached_property
+    def _loaded(self) -> teacher.LoadedNetwork:
+        return teacher.load_teacher(self.teacher_weights)
+
+    def teacher(self) -> nn.Module:
+        return self._loaded.flow
+
+    def network(self) -> nn.Module:
+        return teacher.mini_network().flow
+
+    def discriminator(self, teacher: nn.Module) -> nn.Module:
+        return PooledDiscriminator(teacher, self.process)
+
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        if not isinstance(module, ProteinFlow):
+            return {}
+        net = module.net
+        return {
+            "config": net.config.to_dict(),
+            "num_classes": list(net.num_classes),
+            "target_pred": module.target_pred,
+        }
+
+    def from_description(self, description: Mapping[str, Any]) -> nn.Module:
+        net = Proteina(ProteinaConfig.from_dict(description["config"]), description["num_classes"])
+        return ProteinFlow(net, description["target_pred"])
+
+    def weak_teacher(self, weights: str) -> nn.Module:
+        return teacher.load_teacher(weights).flow
+
+    def shipped_student(self) -> Path:
+        return teacher.SHIPPED_STUDENT
+
+    @cached_property
+    def chains(self) -> ChainSet:
+        """Training chains: the embedded train split, or the user's folder; limited to the configured lengths."""
+        low, high = self.protein.min_length, self.protein.max_length
+        if self.data_path is None:
+            chains = load_embedded("train")
+            keep = [i for i, n in enumerate(chains.lengths.tolist()) if low <= n <= high]
+            return chains.select(keep)
+        chains, report = read_folder(self.data_path, low, high)
+        self.data_report = report
+        return chains
+
+    def data(self, batch_size: int, seed: int) -> DataSource:
+        c = self.protein
+        classes: ClassMap | None = teacher.mini_network().classes if self.data_path is None else None
+        return ChainSource(self.chains, seed, batch_size, c.max_tokens, classes, c.label_dropout)
+
+    def null_data(self, batch_size: int, seed: int) -> DataSource:
+        self.check_length(self.protein.min_length, self.protein.max_length)
+        law = (
+            LengthLaw.uniform(self.protein.min_length, self.protein.max_length)
+            if self.data_path is None
+            else LengthLaw.empirical(self.chains)
+        )
+        return LengthSource(law, seed, batch_size)
+
+    def check_length(self, low: int, high: int) -> None:
+        """Raise UsageError when the loaded network was not trained on such lengths."""
+        known = self._loaded.lengths
+        if not known[0] <= low <= high <= known[1]:
+            raise UsageError(
+                f"lengths {low}-{high} are outside {known[0]}-{known[1]}, what {self._loaded.source} was trained on: "
+                f"choose a range inside"
+            )
+
+    def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch[Field]:
+        """Lengths are uniform over `length` (default: the configured range), drawn for each sample by itself."""
+        low, high = parse_length(request.get("length"), (self.protein.min_length, self.protein.max_length))
+        self.check_length(low, high)
+        n = [rng.randint(low, high + 1, rng.generator("length", seed, int(i))) for i in indices]
+        layout = Padded.from_lengths(n, -(-max(n) // 8) * 8, zero_com=True)
+        labels, label = None, request.get("label")
+        if label is not None:
+            if self._loaded.classes is None:
+                raise UsageError(f"{self._loaded.source} has no fold classes: leave out label")
+            labels = self._loaded.classes.encode([str(label) if "." in str(label) else f"{label}.x.x.x"] * len(n))
+        return Batch(Field(torch.zeros(*layout.mask.shape, 3), layout), ProteinCond(labels), real=False)
+
+    def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
+        """`reference` is Proteina's SDE; the rest are its best chances at few calls (protein spec 1.8)."""
+        noise = self.protein.reference_noise
+        return {
+            "reference": self._reference(ProteinaPlan(self.protein.reference_steps, noise_scale=noise)),
+            "ode": self._reference(ProteinaPlan(sde=False)),
+            "ode, uniform steps": self._reference(ProteinaPlan(sde=False, schedule="uniform")),
+            f"clamped SDE, noise {noise}": self._reference(ProteinaPlan(g_clamp=0.5, noise_scale=noise)),
+            f"re-noise, noise {noise}": self._renoise(noise),
+            "re-noise, noise 1": self._renoise(1.0),
+        }
+
+    def _reference(self, options: ProteinaPlan) -> TeacherSampler:
+        def sample(model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Field:
+            plan = options.with_steps(steps or options.steps).plan()
+            x = self.process.prior(batch.like, generator)
+            if plan.g is None:
+                return ode(model, self.process, plan, x, batch.cond)
+            return sde(model, self.process, plan, x, batch.cond, generator, noise_scale=options.noise_scale)
+
+        return sample
+
+    def _renoise(self, noise_scale: float) -> TeacherSampler:
+        def sample(model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Field:
+            times = LogAnchors()(steps or 16)
+            return renoise(model, self.process, times, batch.like, batch.cond, generator, noise_scale=noise_scale)
+
+        return sample
+
+    def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
+        return metrics.evaluate_chains(samples, seed=seed)
+
+    def headline(self) -> Sequence[str]:
+        return ("valid", "valid_bonds", "no_clash", "helix", "strand", "handedness", "pairwise_tm")
+
+    def draw(self, ax: Any, sample: NDArray[Any]) -> None:
+        """The chain as a tube in its plane of largest extent, coloured from first to last residue."""
+        from matplotlib.collections import LineCollection
+
+        plane = sample @ np.linalg.svd(sample, full_matrices=False)[2].T
+        steps = np.stack([plane[:-1, :2], plane[1:, :2]], 1)
+        order = np.argsort(plane[:-1, 2])
+        colours = np.linspace(0, 1, len(steps))
+        tube = LineCollection(steps[order], array=colours[order], cmap="turbo", linewidths=2.5, capstyle="round")
+        ax.add_collection(tube)
+        ax.autoscale()
+        ax.set_aspect("equal")
+        ax.axis("off")
+
+    def reference_metrics(self) -> dict[str, Metric]:
+        """What held-out real chains score."""
+        return metrics.calibrate()
+
+    def decode(self, sample: Field) -> list[NDArray[Any]]:
+        """CA traces [n, 3] in nm, zero centre of mass."""
+        sample = sample.project()
+        assert isinstance(sample.layout, Padded)
+        value = sample.value.detach().float().cpu()
+        return [v[:n].numpy() for v, n in zip(value, sample.layout.lengths.tolist(), strict=True)]
+
+    def write(self, sample: Any, path: Path) -> Path:
+        path = path if codec.structure_format(path) else path.with_name(f"{path.name}.{self.protein.format}")
+        codec.write_structure(path, sample)
+        return path
+
+    def read(self, folder: Path) -> list[NDArray[Any]]:
+        chains, _ = read_folder(folder, 4, 10_000, breaks="reject")
+        return [chains.coords(i) for i in range(len(chains))]
+
+    @staticmethod
+    def replay(directory: Path) -> list[Any]:
+        """Replay recorded fixtures (see xdistill.testing.parity)."""
+        from xdistill.domains.protein import parity, parity_flow
+
+        kinds = {
+            "denoiser_*.json": parity.replay_denoisers,
+            "*.ckpt": parity.replay_checkpoints,
+            "sampler*.json": parity_flow.replay_samplers,
+            "sid_*.json": parity_flow.replay_sid,
+        }
+        return [r for pattern, replay in kinds.items() if any(directory.glob(pattern)) for r in replay(directory)]
+
+
+def parse_length(text: Any, default: tuple[int, int]) -> tuple[int, int]:
+    """`64-128` or `80` -> (low, high); raises UsageError otherwise."""
+    if text is None:
+        return default
+    try:
+        low, _, high = str(text).partition("-")
+        return int(low), int(high or low)
+    except ValueError:
+        raise UsageError(f"length={text}: expected a number or a range such as 64-128") from None

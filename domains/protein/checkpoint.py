@@ -23,9 +23,9 @@ from omegaconf.nodes import AnyNode
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
 from xdistill.domains.protein.labels import ClassMap
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
-
 from xdistill.errors import XDistillError
 
 FORMAT = "xdistill-proteina-1"

@@ -40,20 +40,37 @@ class ProteinCond:
 
 
 class ProteinFlow(nn.Module):
-    """Velocity of core time (0 clean, 1 noise) of a backbone of CA positions in nm, zero centre of mass."""
+    """Velocity of core time (0 clean, 1 noise) of a backbone of CA positions in nm, zero centre of mass.
 
-    kind = Kind.VELOCITY
+    target_pred: what the network predicts, in Proteina's words: `v` (to the data), or `x_1`, the clean backbone.
+    """
 
-    def __init__(self, net: Proteina) -> None:
+    def __init__(self, net: Proteina, target_pred: str = "v") -> None:
         super().__init__()
-        self.net = net
+        self.net, self.target_pred = net, target_pred
+        self.kind = Kind.VELOCITY if target_pred == "v" else Kind.X0
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the pooled trunk features."""
+        return self.net.config.token_dim
 
     def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Field:
         """Proteina runs from noise at 0 to data at 1, so its velocity has the opposite sign."""
+        out = self._run(x_t, t, cond)["coors_pred"].to(x_t.value)
+        return Field(-out if self.kind is Kind.VELOCITY else out, x_t.layout)
+
+    def features(self, x_t: Field, t: Tensor, cond: Cond) -> Tensor:
+        """[B, feature_dim]: the trunk's residue features, averaged over the residues of each chain."""
+        tokens = self._run(x_t, t, cond, need_features=True)["features"].to(x_t.value)
+        assert isinstance(x_t.layout, Padded)
+        return (tokens * x_t.layout.mask[..., None]).sum(1) / x_t.elements[:, None]
+
+    def _run(self, x_t: Field, t: Tensor, cond: Cond, need_features: bool = False) -> dict[str, Tensor]:
         if not isinstance(x_t.layout, Padded):
             raise XDistillError("the protein network takes padded states [b, n, 3]")
         c = cond if isinstance(cond, ProteinCond) else ProteinCond()
-        out = self.net(
+        return self.net(
             x_t.value,
             (1 - t).float(),
             x_t.layout.mask,
@@ -62,5 +79,5 @@ class ProteinFlow(nn.Module):
             c.residue_index,
             c.chain_breaks,
             need_pair=False,
+            need_features=need_features,
         )
-        return Field(-out["coors_pred"].to(x_t.value), x_t.layout)

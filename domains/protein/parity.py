@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
 from xdistill.domains.protein.checkpoint import load_official
 from xdistill.domains.protein.labels import ClassMap
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
-
 from xdistill.errors import XDistillError
 
 _HALF_ATOL = 2e-2  # pair logits are stored in float16

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from xdistill import rng
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
-from xdistill.domains.protein.labels import ClassMap
 from xdistill.domains.protein.parity import CaseResult, compare, load_recorded_network
 from xdistill.domains.protein.sampler import ProteinaPlan, g_of, schedule
 from xdistill.guidance import Guided

@@ -6,7 +6,7 @@ Schedules and g(t) are written in Proteina time s (0 noise, 1 data), as publishe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,6 +81,10 @@ class ProteinaPlan:
     g_power: float = 1.0
     g_clamp: float | None = None
     noise_scale: float = 0.45
+
+    def with_steps(self, steps: int) -> ProteinaPlan:
+        """The same sampler at another number of network calls."""
+        return replace(self, steps=steps)
 
     def plan(self) -> Plan:
         """Times and g in core time; the last stretch (s > 0.99, 0.985 for edm and cos) is deterministic."""

@@ -34,9 +34,7 @@ class ChainSource:
             return Batch(state, ProteinCond())
         gen = rng.generator("labels", self.seed, index, rank)
         keep = torch.rand(len(b.index), generator=gen) >= self.label_dropout
-        labels = torch.where(
-            keep[:, None], self.classes.from_coarse(b.coarse_class), self.classes.null(len(b.index))
-        )
+        labels = torch.where(keep[:, None], self.classes.from_coarse(b.coarse_class), self.classes.null(len(b.index)))
         return Batch(state, ProteinCond(labels))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
 from xdistill.domains.protein.network.blocks import (
     AdaptiveLayerNorm,
     Conditioning,
@@ -91,6 +92,7 @@ class Proteina(nn.Module):
         residue_pdb_idx: Tensor | None = None,
         chain_breaks: Tensor | None = None,
         need_pair: bool = True,
+        need_features: bool = False,
     ) -> dict[str, Tensor]:
         """Predict from a noisy backbone.
 
@@ -103,9 +105,11 @@ class Proteina(nn.Module):
             residue_pdb_idx: `[b, n]` residue numbers; None = 1..n.
             chain_breaks: `[b, n]` 1 where the chain breaks after a residue; None = unbroken.
             need_pair: also compute the pair head, if the network has one.
+            need_features: also return what the decoder reads, the features of each residue.
 
         Returns:
-            `coors_pred [b, n, 3]`, zero at padding, and possibly `pair_pred [b, n, n, buckets]` (distogram logits).
+            `coors_pred [b, n, 3]`, zero at padding, and possibly `pair_pred [b, n, n, buckets]` (distogram logits)
+            and `features [b, n, token_dim]`.
         """
         inputs = Inputs(_clear(x_t, mask), t, mask, _clear(x_sc, mask), labels, residue_pdb_idx, chain_breaks)
         r, dtype = self.config.num_registers, self.linear_3d_embed.weight.dtype
@@ -120,6 +124,8 @@ class Proteina(nn.Module):
         out = {"coors_pred": coors * mask.unsqueeze(-1)}
         if need_pair and z is not None and self.config.predicts_pair:
             out["pair_pred"] = self.pair_head_prediction(z[:, r:, r:])
+        if need_features:
+            out["features"] = s[:, r:]
         return out
 
     def _trunk(self, s: Tensor, c: Conditioning, inputs: Inputs) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from xdistill.domains.protein.network.blocks import LayerNorm
 from xdistill.domains.protein.network.config import ProteinaConfig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
 from xdistill.domains.protein.network.blocks import LayerNorm
 
 _MAX_TRIANGLE_DIM = 196

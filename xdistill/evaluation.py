@@ -1,0 +1,107 @@
+"""Draw samples from any sampler, count its network calls and time it: what the final table and `evaluate` rest on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from xdistill import rng
+from xdistill.domain import Domain, Metric, TeacherSampler
+from xdistill.models import Batch
+from xdistill.objectives import Objective
+
+
+class Draw(Protocol):
+    """A sampler with its model bound: batch and generators -> states."""
+
+    def __call__(self, model: Any, batch: Batch, generator: rng.Generator) -> Any: ...
+
+
+class CallCounter(nn.Module):
+    """A model that counts its forward calls (a guided call counts each of its networks' calls)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+        self.kind = getattr(model, "kind", None)
+        inner = [m for m in (getattr(model, "model", None), getattr(model, "weak", None)) if isinstance(m, nn.Module)]
+        for module in inner or [model]:
+            module.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Decoded samples in index order; calls: network calls a sample; seconds: wall time a sample."""
+
+    samples: list[Any]
+    calls: float
+    seconds: float
+
+
+@torch.no_grad()
+def draw(
+    domain: Domain,
+    model: nn.Module,
+    sampler: Draw,
+    num: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    request: Mapping[str, Any] | None = None,
+) -> Drawn:
+    """`num` samples in batches of similar size; sample i depends on (seed, i) alone."""
+    counter, calls, seconds = CallCounter(model.eval()), 0, 0.0
+    order = _by_size(domain, num, seed, request or {})
+    samples: list[Any] = [None] * num
+    for start in range(0, num, batch_size):
+        indices = order[start : start + batch_size]
+        batch = domain.plan(indices, seed, **(request or {})).to(device)
+        before, began = counter.calls, time.perf_counter()
+        with autocast(precision, device):
+            state = sampler(counter, batch, rng.per_sample(seed, indices))
+        seconds += time.perf_counter() - began
+        calls += (counter.calls - before) * len(indices)
+        for i, sample in zip(indices, domain.decode(state), strict=True):
+            samples[i] = sample
+    return Drawn(samples, calls / num, seconds / num)
+
+
+def student_sampler(objective: Objective, **options: Any) -> Draw:
+    """The sampler an objective trains for, with its options bound."""
+    return lambda model, batch, gen: objective.sample(model, batch.like, batch.cond, gen, **options)
+
+
+def teacher_sampler(sampler: TeacherSampler, steps: int | None = None) -> Draw:
+    """A teacher's sampler at a number of network calls."""
+    return lambda model, batch, gen: sampler(model, batch, gen, steps=steps)
+
+
+def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
+    """bf16 autocast or nothing."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+def best_by_score(rows: Mapping[str, Mapping[str, Metric]]) -> str:
+    """The name of the row with the highest `score`."""
+    return max(rows, key=lambda name: rows[name]["score"].value)
+
+
+def _by_size(domain: Domain, num: int, seed: int, request: Mapping[str, Any]) -> Sequence[int]:
+    sizes = domain.plan(range(num), seed, **request).like.elements.tolist()
+    return sorted(range(num), key=lambda i: (sizes[i], i))

@@ -1,0 +1,172 @@
+"""What a run has achieved: teacher at full length, teacher at the student's calls, student; a table and a figure."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from xdistill.domain import Domain, Metric
+from xdistill.evaluation import Draw, Drawn, best_by_score, draw, student_sampler, teacher_sampler
+from xdistill.module import DistillModule
+from xdistill.objectives import Objective
+from xdistill.run import sampler_options
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler's samples, their metrics and what they cost."""
+
+    name: str
+    metrics: dict[str, Metric]
+    calls: float
+    seconds: float
+    samples: list[Any]
+
+
+def report(
+    cfg: DictConfig,
+    domain: Domain,
+    objective: Objective,
+    module: DistillModule,
+    out: Path,
+    train_seconds: float,
+    console: Console,
+) -> list[Row]:
+    """Sample, measure, print the table, and write `results.json`, `report.png` and `report.svg` to `out`."""
+    rows = compare(cfg, domain, objective, module, console)
+    speed = rows[0].seconds / rows[-1].seconds
+    console.print(table(domain, rows))
+    result = {
+        "rows": [{**asdict(r), "samples": len(r.samples)} for r in rows],
+        "real": {k: asdict(m) for k, m in domain.reference_metrics().items()},
+        "speed_up": speed,
+        "train_seconds": train_seconds,
+        "macro_steps": module.macro_step,
+        "updates": module.updates,
+        "seed": cfg.seed,
+        "hardware": hardware(),
+    }
+    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    figure(domain, rows, out)
+    if len(rows) > 1:
+        console.print(
+            f"student: {rows[-1].calls:g} network calls instead of {rows[0].calls:g}, "
+            f"{rows[-1].seconds:.3g} s a sample instead of {rows[0].seconds:.3g}: [bold]{speed:.1f}x faster[/]"
+        )
+    console.print(f"table {out / 'results.json'}, figure {out / 'report.png'} and .svg; generate with ckpt={out}")
+    return rows
+
+
+def compare(
+    cfg: DictConfig, domain: Domain, objective: Objective, module: DistillModule, console: Console
+) -> list[Row]:
+    """The rows of the table: the teacher's reference sampler, its best sampler at the student's calls, the student."""
+    student = _row(
+        "student", domain, module.networks["student_ema"], student_sampler(objective, **sampler_options(cfg)), cfg
+    )
+    if "teacher" not in module.networks:
+        return [student]
+    teacher, samplers = module.networks["teacher"], dict(domain.teacher_samplers())
+    with console.status("sampling the teacher at its full number of calls"):
+        full = _row("teacher", domain, teacher, teacher_sampler(samplers.pop("reference")), cfg)
+    few: dict[str, Row] = {}
+    for name, sampler in samplers.items():
+        with console.status(f"sampling the teacher at {student.calls:g} calls: {name}"):
+            bound = teacher_sampler(sampler, round(student.calls))
+            few[name] = _row(f"teacher, {student.calls:g} calls ({name})", domain, teacher, bound, cfg)
+    best = best_by_score({name: row.metrics for name, row in few.items()})
+    return [full, few[best], student]
+
+
+def _row(name: str, domain: Domain, model: torch.nn.Module, sampler: Draw, cfg: DictConfig) -> Row:
+    num = cfg.eval.final_num
+    drawn: Drawn = draw(domain, model, sampler, num, seed=cfg.seed + 1, precision=cfg.precision)
+    return Row(name, domain.metrics(drawn.samples, cfg.seed), drawn.calls, drawn.seconds, drawn.samples)
+
+
+def table(domain: Domain, rows: Sequence[Row]) -> Table:
+    """A rich table: a row a sampler, a column a headline metric, with intervals; real data last."""
+    shown = Table(title=f"{domain.name}: {len(rows[0].samples)} samples a row, 95 % bootstrap intervals")
+    shown.add_column("")
+    for name in domain.headline():
+        shown.add_column(name, justify="right")
+    for name in ("calls", "s/sample", "speed-up"):
+        shown.add_column(name, justify="right")
+    for row in rows:
+        cost = [f"{row.calls:g}", f"{row.seconds:.3g}", f"{rows[0].seconds / row.seconds:.1f}x"]
+        shown.add_row(row.name, *[cell(row.metrics[m]) for m in domain.headline()], *cost)
+    if real := domain.reference_metrics():
+        shown.add_row("real data, held out", *[cell(real[m]) for m in domain.headline()], "", "", "", style="dim")
+    return shown
+
+
+def cell(m: Metric) -> str:
+    """`value [low, high]`."""
+    return f"{m.value:.2f} [{m.low:.2f},{m.high:.2f}]"
+
+
+def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 3) -> None:
+    """Headline metrics with intervals, cost on a log axis, and a few samples of every row, as PNG and SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig = plt.figure(figsize=(13, 3.6 + 1.9 * len(rows)), layout="constrained")
+    grid = fig.add_gridspec(1 + len(rows), 4, height_ratios=[2.0] + [1.0] * len(rows))
+    _bars(fig.add_subplot(grid[0, :3]), domain, rows)
+    cost = fig.add_subplot(grid[0, 3])
+    cost.barh([r.name for r in rows][::-1], [r.seconds for r in rows][::-1], color=_colours(len(rows))[::-1])
+    cost.set_xscale("log")
+    cost.set_xlabel("seconds a sample")
+    cost.set_yticks([])
+    for i, row in enumerate(rows):
+        for j in range(each):
+            ax = fig.add_subplot(grid[1 + i, j])
+            domain.draw(ax, row.samples[j * max(len(row.samples) // each, 1)])
+            if j == 0:
+                ax.set_title(f"{row.name} ({row.calls:g} calls)", loc="left", fontsize=10, color=_colours(len(rows))[i])
+    for suffix in ("png", "svg"):
+        fig.savefig(out / f"report.{suffix}", dpi=130)
+    plt.close(fig)
+
+
+def _bars(ax: Any, domain: Domain, rows: Sequence[Row]) -> None:
+    names, width = list(domain.headline()), 0.8 / len(rows)
+    real: Mapping[str, Metric] = domain.reference_metrics()
+    for i, row in enumerate(rows):
+        ms = [row.metrics[n] for n in names]
+        at = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(names))]
+        error = [[max(m.value - m.low, 0) for m in ms], [max(m.high - m.value, 0) for m in ms]]
+        ax.bar(at, [m.value for m in ms], width, yerr=error, capsize=2, label=row.name, color=_colours(len(rows))[i])
+    for x, name in enumerate(names):
+        if name in real:
+            ax.plot([x - 0.45, x + 0.45], [real[name].value] * 2, "k--", lw=1, label="real data" if x == 0 else None)
+    ax.set_xticks(range(len(names)), names)
+    ax.legend(fontsize=8, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _colours(n: int) -> list[str]:
+    return ["#4c566a", "#bf616a", "#2e8b57", "#5e81ac", "#d08770", "#b48ead"][:n]
+
+
+def hardware() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:
+        cpu = platform.machine()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
