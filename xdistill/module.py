@@ -119,19 +119,22 @@ class DistillModule(L.LightningModule):
 
     def _micro_step(self, phase: Phase, batch: MacroStep, draw: int, engine: Engine, *, last: bool) -> bool:
         """Forward and backward of one micro-batch; False (nothing accumulated) when its loss is not finite anywhere."""
-        keys = (self.seed, self.macro_step, draw)
-        # Networks may use the global generator (dropout): a function of the step makes resume exact without RNG files.
-        torch.manual_seed(rng.derive_seed("global", *keys, batch.rank))
-        view = RoleView(self.networks, self.engines, phase.owner, rng.generator("shared", *keys), self._autocast)
-        device = self.device
-        generator = rng.generator("loss", *keys, batch.rank, device=device)
-        out = self.objective.loss(phase, batch.draw(draw).to(device), view, generator)
-        loss = out.per_sample.mean() / self.optim[phase.owner].accumulate
-        self._collect(phase, out.metrics)
+        loss = self._loss(phase, batch, draw) / self.optim[phase.owner].accumulate
         if not all_finite(loss):
             return False
         engine.backward(loss, last=last)
         return True
+
+    def _loss(self, phase: Phase, batch: MacroStep, draw: int) -> Tensor:
+        """Mean loss of one micro-batch; every random number of it is a function of (seed, macro_step, draw, rank)."""
+        keys = (self.seed, self.macro_step, draw)
+        # Networks may use the global generator (dropout): a function of the step makes resume exact without RNG files.
+        torch.manual_seed(rng.derive_seed("global", *keys, batch.rank))
+        view = RoleView(self.networks, self.engines, phase.owner, rng.generator("shared", *keys), self._autocast)
+        generator = rng.generator("loss", *keys, batch.rank, device=self.device)
+        out = self.objective.loss(phase, batch.draw(draw).to(self.device), view, generator)
+        self._collect(phase, out.metrics)
+        return out.per_sample.mean()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":

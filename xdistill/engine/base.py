@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from xdistill.errors import UsageError
+from xdistill.errors import UsageError, XDistillError
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,14 @@ class StepOut(NamedTuple):
 
 
 class Engine(ABC):
-    """Trains one role. Calls go through the engine's forward; `module` is the raw network."""
+    """Trains one role. Calls go through the engine's forward; `module` is the raw network.
+
+    layout names how the optimizer state is spread over ranks: a state can only be resumed in its own layout.
+    """
 
     module: nn.Module
+    optimizer: torch.optim.Optimizer
+    layout: str = "replicated"
 
     def __init__(self, module: nn.Module, optim: OptimConfig) -> None:
         self.module, self.optim = module, optim
@@ -76,29 +82,69 @@ class Engine(ABC):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate gradients of `loss` (already divided by the micro-batches); `last` one of the update."""
 
-    @abstractmethod
     def step(self, lr: float) -> StepOut:
         """Clip and update with learning rate `lr`; skip on every rank when the gradient is not finite."""
+        grads = self.gradients()
+        norm = self.norm(grads)
+        out = StepOut(float(norm), not math.isfinite(norm))
+        if out.skipped:
+            self.discard()
+            return out
+        if self.optim.clip:
+            clip(grads, self.optim.clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.update()
+        return out
+
+    @abstractmethod
+    def gradients(self) -> list[Tensor]:
+        """The accumulated gradient, as far as this rank keeps it, averaged over ranks; modified by clipping."""
+
+    def norm(self, grads: Sequence[Tensor]) -> Tensor:
+        """Norm of the whole gradient, the same on every rank."""
+        return torch.nn.utils.get_total_norm(grads)
+
+    @abstractmethod
+    def update(self) -> None:
+        """One optimizer step with what `gradients` returned, then drop it."""
 
     @abstractmethod
     def discard(self) -> None:
-        """Drop what `backward` accumulated."""
+        """Drop what `backward` accumulated, at any point of an accumulation (on all ranks alike)."""
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """The full, unsharded state dict of the role (a collective call), detached, on this device."""
+        """The full, unsharded state dict of the role (a collective call), detached, on this device.
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's optimizer state: tensors and plain containers only."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict` of a run with the same engine and number of ranks."""
+        Read-only, and valid until the next update: where nothing is sharded it is a view, not a copy.
+        """
 
     @abstractmethod
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Replace the role's weights, strictly, and whatever master copy the optimizer keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's optimizer moments: tensors and plain containers only."""
+        return {"layout": self.layout, "state": self.optimizer.state_dict()["state"]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore moments saved by an engine of the same layout and number of ranks, else raise XDistillError.
+
+        Learning rate, betas and weight decay stay those of this run's configuration.
+        """
+        layout = state.get("layout", "replicated")
+        if layout != self.layout:
+            raise XDistillError(
+                f"optimizer state has layout '{layout}' but this run uses '{self.layout}': resume with the "
+                f"strategy and ZeRO stage that wrote it"
+            )
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, moments in state["state"].items():
+            if index >= len(params) or moments["exp_avg"].shape != params[index].shape:
+                raise XDistillError("optimizer state does not fit the network: the configuration has changed")
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 class SingleEngine(Engine):
@@ -114,18 +160,12 @@ class SingleEngine(Engine):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
-    def step(self, lr: float) -> StepOut:
-        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        out = StepOut(float(norm), not bool(torch.isfinite(norm)))
-        if not out.skipped:
-            if self.optim.clip:
-                torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.optim.clip, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.module.parameters() if p.grad is not None]
+
+    def update(self) -> None:
+        self.optimizer.step()
         self.discard()
-        return out
 
     def discard(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -133,11 +173,10 @@ class SingleEngine(Engine):
     def weights(self) -> dict[str, Tensor]:
         return {k: v.detach() for k, v in self.module.state_dict().items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
-
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         self.module.load_state_dict(weights, strict=True)
+
+
+def clip(grads: Sequence[Tensor], limit: float, norm: Tensor) -> None:
+    """Scale gradients in place to a total norm of at most `limit`: torch's rule, for shards as for whole tensors."""
+    torch._foreach_mul_(list(grads), (limit / (norm + 1e-6)).clamp(max=1.0))
