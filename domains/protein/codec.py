@@ -82,7 +82,7 @@ def write_structure(path: str | Path, coords_nm: ArrayLike, fmt: Format | None =
 
 
 def read_structure(path: str | Path) -> list[NDArray[np.float32]]:
-    """CA traces of the first model, one [n, 3] float32 array in nm a chain, in file order.
+    """CA traces of the first model, one [n, 3] float32 array in nm a chain, in file order; unknown values are NaN.
 
     Raises:
         XDistillError: the file is missing, unreadable, of unknown format, or holds no CA atom.
@@ -131,6 +131,9 @@ def _parse(data: bytes, fmt: Format) -> struc.AtomArray:
         file = pdbx.CIFFile.read(io.StringIO(data.decode("utf-8", errors="replace")))
     else:
         file = pdbx.BinaryCIFFile.read(io.BytesIO(data))
+    atom_site = file[next(iter(file))]["atom_site"]  # of the first data block, as get_structure does
+    for axis in ("Cartn_x", "Cartn_y", "Cartn_z"):  # biotite reads unknown values (? and .) as 0
+        atom_site[axis] = atom_site[axis].as_array(np.float32, masked_value=np.nan)
     return pdbx.get_structure(file, model=1, altloc="occupancy")
 
 

@@ -67,6 +67,32 @@ def test_what_cannot_be_written_is_an_error_and_leaves_no_file(tmp_path, name: s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_chains_and_insertion_codes_are_kept_apart(tmp_path) -> None:
+    rows = [("A", 1, " "), ("A", 2, " "), ("A", 2, "A"), ("B", 1, " "), ("B", 2, " ")]
+    lines = [
+        f"ATOM  {i:5d}  CA  GLY {chain}{number:4d}{insertion}   {3.8 * i:8.3f}{0:8.3f}{0:8.3f}  1.00  0.00           C"
+        for i, (chain, number, insertion) in enumerate(rows)
+    ]
+    (tmp_path / "x.pdb").write_text("\n".join(lines))
+    first, second = read_structure(tmp_path / "x.pdb")
+    np.testing.assert_allclose(first[:, 0], [0, 0.38, 0.76], atol=1e-6)
+    np.testing.assert_allclose(second[:, 0], [1.14, 1.52], atol=1e-6)
+
+
+@pytest.mark.parametrize("unknown", ["?", ".", "nan"])
+def test_unknown_mmcif_coordinates_are_never_numbers(tmp_path, unknown: str) -> None:
+    write_structure(tmp_path / "x.cif", [[0.125, 0, 0], [0.5, 0, 0], [0.875, 0, 0]])
+    text = (tmp_path / "x.cif").read_text()
+    assert " 5.0 " in text
+    (tmp_path / "x.cif").write_text(text.replace(" 5.0 ", f" {unknown} "))
+    try:
+        (xyz,) = read_structure(tmp_path / "x.cif")
+    except XDistillError:
+        return
+    assert np.isnan(xyz[1, 0])
+    assert xyz[[0, 2], 0] == pytest.approx([0.125, 0.875])
+
+
 def test_large_coordinates_fit_mmcif(tmp_path) -> None:
     write_structure(tmp_path / "x.cif", np.full((3, 3), 1001.0))
     assert read_structure(tmp_path / "x.cif")[0][0, 0] == 1001.0
