@@ -1,11 +1,10 @@
 """Checkpoints: the genuine reference file, LoRA, conversion, and files that must be refused without being executed."""
 
+import importlib.util
 import json
 import logging
 import pickle
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -76,10 +75,8 @@ def test_conversion_keeps_every_bit(tmp_path):
     assert all(torch.equal(v, expected[f"nn.{k}"]) for k, v in loaded.net.state_dict().items())
     assert loaded.class_map == ClassMap.from_dict(SPEC["cath_label_mapping"])
     assert loaded.provenance["source"] == "net.ckpt"
-    assert (
-        checkpoint.load_network(weights).net.config == checkpoint.load_network(weights.with_suffix(".json")).net.config
-    )
-    assert checkpoint.load_network(source).net.config == loaded.net.config
+    for other in (weights, weights.with_suffix(".json"), source):
+        assert checkpoint.load_network(other).net.config == loaded.net.config
 
 
 def test_ema_twin_is_preferred_and_announced(tmp_path, caplog):
@@ -191,13 +188,14 @@ def test_class_map_sources(tmp_path):
     assert "no fold class map" in refusal(checkpoint.load_class_map, small)
 
 
-def test_command_line(tmp_path):
-    tool = [sys.executable, str(ROOT / "tools" / "convert_protein_checkpoint.py")]
-    done = subprocess.run([*tool, str(GENUINE), str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "60,148 parameters" in done.stdout
-    assert checkpoint.load_network(tmp_path).net.config.token_dim == 32
-    failed = subprocess.run([*tool, "none.ckpt", str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (failed.returncode, failed.stderr) == (1, "error: none.ckpt does not exist; expected a checkpoint file\n")
-    wrong = subprocess.run([*tool, "x", "y", "--set", "nlayers"], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2
+def test_command_line(tmp_path, capsys):
+    path = ROOT / "tools" / "convert_protein_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("convert_protein_checkpoint", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.main([str(GENUINE), str(tmp_path), "--set", "residual_mha=false"]) == 0
+    assert "60,148 parameters" in capsys.readouterr().out
+    assert not checkpoint.load_network(tmp_path).net.config.residual_mha
+    assert tool.main(["none.ckpt", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: none.ckpt does not exist; expected a checkpoint file\n"
+    assert tool.main([str(GENUINE), str(tmp_path), "--set", "nlayers"]) == 2

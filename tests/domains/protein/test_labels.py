@@ -16,7 +16,7 @@ def test_prefixes():
     assert prefixes("x.x.x.x") == (None, None, None)
     assert prefixes("3.x.50.x") == ("3", None, None)
     for bad in ("3", "3.40.50.1.2", "3.alpha.50.x", ""):
-        with pytest.raises(XDistillError, match="C.A.T.H"):
+        with pytest.raises(XDistillError, match=r"C\.A\.T\.H"):
             prefixes(bad)
 
 

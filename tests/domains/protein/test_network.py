@@ -1,4 +1,4 @@
-"""The Proteina network: recorded parity, invariances, every switch of the family, and its fast paths against slow ones."""
+"""The Proteina network: recorded parity, invariances, every switch of the family, fast paths against slow ones."""
 
 import itertools
 from pathlib import Path
@@ -137,11 +137,7 @@ def test_feature_order_only_permutes_columns():
 
 @pytest.mark.parametrize(
     ("update", "triangles", "every", "buckets"),
-    [
-        c
-        for c in itertools.product((False, True), (False, True), (1, 2, 3), (None, 16))
-        if c[0] or c[1:] == (False, 1, None)
-    ],
+    [(False, True, 2, 16), *itertools.product([True], [False, True], [1, 2, 3], [None, 16])],
 )
 def test_pair_updates(update, triangles, every, buckets):
     net = make(
@@ -297,15 +293,14 @@ def released(token: int, layers: int, heads: int, pair: int, every: int | None, 
 def test_released_sizes(shape, millions):
     with torch.device("meta"):
         net = Proteina(released(*shape), (5, 43, 1336))
-    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == millions
+    # The table is rounded to 0.1; with the widths common to all, the 400M network counts 397.545.
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 def test_config_round_trip_and_errors():
     config = ProteinaConfig.from_dict(BASE)
     assert ProteinaConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(
-        XDistillError, match=r"unknown key 'nlayer' \(did you mean 'nlayers'\?\); missing key 'nlayers'"
-    ):
+    with pytest.raises(XDistillError, match=r"unknown key 'nlayer' .*'nlayers'\?\); missing key 'nlayers'"):
         ProteinaConfig.from_dict({"nlayer" if k == "nlayers" else k: v for k, v in BASE.items()})
     for changes, message in [
         ({"feats_init_seq": ["index"]}, "feats_init_seq: unknown feature 'index'"),
