@@ -131,10 +131,11 @@ def _parse(data: bytes, fmt: Format) -> struc.AtomArray:
         file = pdbx.CIFFile.read(io.StringIO(data.decode("utf-8", errors="replace")))
     else:
         file = pdbx.BinaryCIFFile.read(io.BytesIO(data))
-    atom_site = file[next(iter(file))]["atom_site"]  # of the first data block, as get_structure does
+    name = next(iter(file))  # the first data block: entries may carry others, e.g. of ligand definitions
+    atom_site = file[name]["atom_site"]
     for axis in ("Cartn_x", "Cartn_y", "Cartn_z"):  # biotite reads unknown values (? and .) as 0
         atom_site[axis] = atom_site[axis].as_array(np.float32, masked_value=np.nan)
-    return pdbx.get_structure(file, model=1, altloc="occupancy")
+    return pdbx.get_structure(file, model=1, data_block=name, altloc="occupancy")
 
 
 def _ca_lines(text: str) -> str:

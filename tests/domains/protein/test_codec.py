@@ -93,6 +93,13 @@ def test_unknown_mmcif_coordinates_are_never_numbers(tmp_path, unknown: str) -> 
     assert xyz[[0, 2], 0] == pytest.approx([0.125, 0.875])
 
 
+def test_first_data_block_of_mmcif_is_read(tmp_path) -> None:
+    write_structure(tmp_path / "x.cif", [[0.125, 0, 0], [0.5, 0, 0]])
+    with (tmp_path / "x.cif").open("a") as file:
+        file.write("data_ligand\n_chem_comp.id LIG\n")
+    assert read_structure(tmp_path / "x.cif")[0][:, 0].tolist() == [0.125, 0.5]
+
+
 def test_large_coordinates_fit_mmcif(tmp_path) -> None:
     write_structure(tmp_path / "x.cif", np.full((3, 3), 1001.0))
     assert read_structure(tmp_path / "x.cif")[0][0, 0] == 1001.0
