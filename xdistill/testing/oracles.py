@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from xdistill.process import GaussianProcess
+from xdistill.models import Cond
+from xdistill.process import GaussianProcess, Kind
 from xdistill.state import Dense, Field
 
 
@@ -125,6 +126,55 @@ class Nodes(Dense):
 
     def randn(self, like: Tensor, generator: Any) -> Tensor:
         return next(self.draws).to(like)
+
+
+class ExactDenoiser(nn.Module):
+    """The network of a `Mixture` (a teacher, or an exact critic of a student): a FlowModel without parameters."""
+
+    kind = Kind.X0
+
+    def __init__(self, process: GaussianProcess, law: Mixture) -> None:
+        super().__init__()
+        self.process, self.law = process, law
+
+    def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Field:
+        """All samples must be at one time."""
+        c = self.process.coeffs(t[:1])
+        return Field(self.law.denoiser(x_t.value, c.alpha, c.sigma), x_t.layout)
+
+
+class ExactLogit(nn.Module):
+    """The optimal discriminator log p_t - log q_t of two mixtures."""
+
+    def __init__(self, process: GaussianProcess, p: Mixture, q: Mixture) -> None:
+        super().__init__()
+        self.process, self.p, self.q = process, p, q
+
+    def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Tensor:
+        """[B]; all samples must be at one time."""
+        c = self.process.coeffs(t[:1])
+        p, q = (law.noised(c.alpha, c.sigma).log_density(x_t.value) for law in (self.p, self.q))
+        return (p - q).squeeze(-1)
+
+
+class AffineGenerator(nn.Module):
+    """A one-step student with a Gaussian output: x_hat = mean + std z at the input sigma(1) z."""
+
+    kind = Kind.X0
+
+    def __init__(self, process: GaussianProcess, mean: float, std: float) -> None:
+        super().__init__()
+        self.process = process
+        self.mean, self.std = (nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (mean, std))
+
+    def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Field:
+        z = x_t.scale(1 / self.process.coeffs(t).sigma)
+        return Field(self.mean + self.std * z.value, x_t.layout)
+
+    @property
+    def law(self) -> Mixture:
+        """N(mean, std^2) without a graph."""
+        return Mixture.normal(self.mean.detach(), self.std.detach())
 
 
 @dataclass(frozen=True)
