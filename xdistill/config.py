@@ -30,8 +30,8 @@ class TrainConfig:
 
 @dataclass
 class DataConfig:
-    """batch: samples a micro-batch and rank. path: a folder of the user's own data (the domain's formats);
-    none means the data that ships with the domain. Data-free objectives only take lengths and conditions from it.
+    """batch: samples a micro-batch and rank. path: a folder of your own data (the domain's formats);
+    null means the data that ships with the domain. Data-free objectives only take lengths and conditions from it.
     """
 
     batch: int = 16
@@ -71,7 +71,7 @@ class GuidanceConfig:
 @dataclass
 class EvalConfig:
     """every: macro-steps between evaluations that pick the best checkpoint (0: only at the end). num: samples of
-    each; final_num: samples of each row of the final table. report: write the final table and figure.
+    each. final_num: samples of each row of the final table. report: write the final table and figure.
     """
 
     every: int = 0
@@ -82,7 +82,9 @@ class EvalConfig:
 
 @dataclass
 class LoggerConfig:
-    """Which loggers write below the run folder. wandb needs `pip install wandb`."""
+    """What writes below the run folder. csv: metrics as a table. tensorboard: event files. wandb: Weights & Biases,
+    needs the extra [wandb]. progress: a bar with rate and remaining time.
+    """
 
     csv: bool = True
     tensorboard: bool = True
@@ -111,8 +113,8 @@ class FitConfig:
     """A run. seed: of everything. out: the run folder. resume: never, auto (continue from the newest checkpoint, or
     start), or previous (from the one before, when the newest is damaged).
 
+    precision: of the networks, fp32 or bf16.
     teacher.weights: `shipped`, or a path to weights or an official checkpoint. student.init: `teacher`, or a path.
-    optim: OptimConfig keys under `default`, overridden per role.
     """
 
     domain: dict[str, Any]

@@ -1,0 +1,83 @@
+"""key=value arguments -> a dataclass, for the verbs that need no Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_type_hints
+
+from xdistill import registry
+from xdistill.errors import UsageError
+
+T = TypeVar("T")
+KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
+    int: ("an integer", int),
+    float: ("a number", float),
+    str: ("a text", str),
+}
+POSITIVE = ("num", "batch", "repeats")
+NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "seed")
+
+
+def split(args: Sequence[str]) -> dict[str, str]:
+    """`key=value` strings; raises UsageError for anything else and for a repeated key."""
+    pairs: dict[str, str] = {}
+    for text in args:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"cannot read '{text}': expected key=value")
+        if key in pairs:
+            raise UsageError(f"'{key}' is given twice: {key}={pairs[key]} and {text}")
+        pairs[key] = value
+    return pairs
+
+
+def domain_class(pairs: Mapping[str, str]) -> type[Any]:
+    """The class of `domain=NAME`; raises UsageError that lists the domains."""
+    if not pairs.get("domain"):
+        raise UsageError(f"which domain? Give domain=NAME: {', '.join(registry.names('domains'))}")
+    return registry.load("domains", pairs["domain"])
+
+
+def read(schema: type[T], pairs: Mapping[str, str], also: Mapping[str, str] | None = None) -> tuple[T, dict[str, Any]]:
+    """An instance of `schema`, and what was given of the keys `also` (a domain's request).
+
+    Raises UsageError for an unknown key (with the nearest one), a wrong type or a value out of range.
+    """
+    types, also = get_type_hints(schema), also or {}
+    values, request = {}, {}
+    for key, text in pairs.items():
+        if key in also:
+            request[key] = _plain(text)
+        elif key in types:
+            values[key] = _typed(schema, key, text, types[key])
+        else:
+            raise UsageError(f"unknown key '{key}'{registry.nearest(key, {*types, *also})}")
+    return schema(**values), request
+
+
+def _typed(schema: type[Any], key: str, text: str, hint: Any) -> Any:
+    options = [t for t in getattr(hint, "__args__", (hint,)) if t is not type(None)]
+    if text in ("null", "") and len(options) < len(getattr(hint, "__args__", (hint,))):
+        return None
+    what, convert = KINDS[options[0]]
+    try:
+        value = convert(text)
+    except ValueError:
+        default = next(f.default for f in fields(schema) if f.name == key)
+        example = "" if default in (None, MISSING) else f", e.g. {key}={default}"
+        raise UsageError(f"{key}={text}: expected {what}{example}") from None
+    if key in POSITIVE and value < 1:
+        raise UsageError(f"{key}={text}: expected at least 1")
+    if key in NOT_NEGATIVE and not 0 <= value < float("inf"):
+        raise UsageError(f"{key}={text}: expected at least 0")
+    return value
+
+
+def _plain(text: str) -> int | float | str:
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text
