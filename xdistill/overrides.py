@@ -142,20 +142,12 @@ def _check_value(base: DictConfig, path: list[str], value: Any) -> None:
             prefix = ".".join(path[:depth])
             where = f" of '{prefix}'" if prefix else ""
             raise UsageError(f"unknown key '{full}': '{part}' is not a key{where}{registry.nearest(part, known)}")
-        node = OmegaConf.to_container(node)[part] if _missing(node, part) else _child(node, part)
+        node = node.get(part) if isinstance(node, DictConfig) and not OmegaConf.is_missing(node, part) else None
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _check_value(base, [*path, str(key)], inner)
     else:
         _check_type(".".join(path), node, value)
-
-
-def _missing(node: Any, part: str) -> bool:
-    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, part)
-
-
-def _child(node: Any, part: str) -> Any:
-    return node.get(part) if isinstance(node, DictConfig) else None
 
 
 def _keys(base: DictConfig, path: list[str], node: Any) -> set[str] | None:
@@ -195,11 +187,12 @@ def _law_options() -> set[str]:
 
 def _check_type(key: str, default: Any, value: Any) -> None:
     """The type of the default is the type of the key; a default of null or ??? allows every value."""
-    if default is None or default == "???" or (isinstance(value, str) and "${" in value):
+    if default is None or (isinstance(value, str) and "${" in value):
         return
     if key == "strategy.stage" and isinstance(value, int):
         return
-    expected = {ListConfig: list, DictConfig: dict}.get(type(default), type(default))
+    containers: dict[type, type] = {ListConfig: list, DictConfig: dict}
+    expected = containers.get(type(default), type(default))
     fits = {
         float: isinstance(value, (int, float)) and not isinstance(value, bool),
         int: isinstance(value, int) and not isinstance(value, bool),

@@ -63,8 +63,8 @@ class ProteinDomain(Domain):
     request_keys = {
         "length": "residues of each chain: 64-128 (uniform), or one number",
         "label": "coarse fold class: 1 mainly helix, 2 mainly strand, 3 both, 4 neither (default: none)",
-        "format": "pdb, cif or bcif",
     }
+    formats = ("pdb", "cif", "bcif")
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)

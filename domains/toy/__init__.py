@@ -61,6 +61,7 @@ class ToyDomain(Domain):
 
     name = "toy"
     process: GaussianProcess
+    formats = ("npz", "csv")
     request_keys = MappingProxyType(
         {"points": "points of each set (default: drawn)", "label": "the mode of every sample (default: drawn)"}
     )

@@ -133,7 +133,7 @@ def _fit_keys(args: Sequence[str]) -> str:
 def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(path, value) of every key a user may set; sections that are one value (laws, anchors) stay whole."""
     for key, value in cfg.items():
-        path = f"{prefix}{key}"
+        path = f"{prefix}{key!s}"
         if isinstance(value, DictConfig) and (not prefix or path == "optim.default"):
             yield from leaves(value, f"{path}.")
         else:

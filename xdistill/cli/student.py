@@ -25,7 +25,7 @@ def load(cfg: Sampling) -> Loaded:
     if cfg.ckpt:
         return load_student(Path(cfg.ckpt), cfg.domain)
     shipped = build_domain(compose([f"domain={cfg.domain}"])).shipped_student()
-    if shipped is None:
+    if shipped is None or not shipped.exists():
         raise UsageError(f"domain '{cfg.domain}' ships no student: give ckpt=RUN of a run of xdistill fit")
     return load_student(shipped, cfg.domain)
 
