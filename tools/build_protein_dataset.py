@@ -56,6 +56,8 @@ def fetch(work: Path) -> Path:
 
 def read_database(path: Path) -> Database:
     """Decode the little-endian database: chain table, then arrays each prefixed by their length."""
+    if not path.is_file():
+        raise XDistillError(f"no file at {path}: give --database path/to/structure_db.dat, or leave it out")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != SHA256:
@@ -155,4 +157,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except XDistillError as e:
+        raise SystemExit(f"error: {e}") from None

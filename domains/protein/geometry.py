@@ -42,10 +42,10 @@ def handed_dihedrals(x: Array) -> tuple[int, int]:
     return int(right.sum()), int(left.sum())
 
 
-def pair_distances(x: Array, separation: int = 3) -> tuple[Array, NDArray[np.int64]]:
-    """Distances of all pairs j - i >= separation, and j - i."""
-    i, j = np.triu_indices(len(x), separation)
-    return np.linalg.norm(x[i] - x[j], axis=1), j - i
+def pair_distances(x: Array) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Distances of all pairs with j - i > 2, and their i and j."""
+    i, j = np.triu_indices(len(x), 3)
+    return np.linalg.norm(x[i] - x[j], axis=1), i, j
 
 
 def radius_of_gyration(x: Array) -> float:
@@ -70,9 +70,9 @@ def descriptor(x: Array) -> Array:
     """[16] shape descriptors: helix and strand content, left-handed fraction, compactness, relative contact order
     (mean |i - j| / n over pairs closer than 8 A, 0 without contacts), distance histogram of |i - j| > 2 (11 bins).
     """
-    distance, separation = pair_distances(x)
+    distance, i, j = pair_distances(x)
     contact = distance < CONTACT
-    order = separation[contact].mean() / len(x) if contact.any() else 0.0
+    order = (j - i)[contact].mean() / len(x) if contact.any() else 0.0
     sse, left = secondary_structure(x), handed_dihedrals(x)[1] / max(len(x) - 3, 1)
     histogram = np.histogram(distance, HISTOGRAM_EDGES)[0] / max(len(distance), 1)
     head = [sse.count("a") / len(x), sse.count("b") / len(x), left, compactness(x), order]

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xdistill.domain import Metric
+
 Array = NDArray[np.float64]
 RESAMPLES = 1000
 QUANTILES = (2.5, 97.5)
-
-
-class Metric(NamedTuple):
-    """A value, its bootstrap 95 % interval, and the number of chains it rests on; NaN, n = 0 where undefined."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
 UNDEFINED = Metric(np.nan, np.nan, np.nan, 0)
 
 

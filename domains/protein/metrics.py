@@ -9,16 +9,18 @@ virtual angles 85.6 / 100.9 / 145.9 degrees at 1 / 50 / 99 %; closest pair with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from xdistill.domain import Metric
 from xdistill.domains.protein import geometry
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.codec import NM
-from xdistill.domains.protein.intervals import Metric, bootstrap_pairs, bootstrap_rows, bootstrap_sums
+from xdistill.domains.protein.intervals import bootstrap_pairs, bootstrap_rows, bootstrap_sums
 from xdistill.domains.protein.similarity import pairwise_tm
 from xdistill.errors import XDistillError
 
@@ -28,8 +30,13 @@ ANGLES = (85.0, 146.0)  # degrees: 1 % and 99 % of real chains
 CLASH = 3.5  # A
 VALID_BONDS, VALID_ANGLES = 0.95, 0.90
 MIN_SPREAD = 1e-3  # floor of a descriptor's standard deviation
+BETTER = {
+    **dict.fromkeys(("score", "finite", "valid", "valid_bonds", "valid_angles", "no_clash", "handedness"), "high"),
+    **dict.fromkeys(("bond_std", "pairwise_tm", "descriptor_frechet"), "low"),
+}
+COUNT_LOST = ("score", "valid", "no_clash")  # where a chain with NaN counts as 0
 CHAIN_METRICS = (
-    *("valid", "bond_mean", "bond_std", "valid_bonds", "valid_angles", "no_clash", "compactness"),
+    *("score", "valid", "bond_mean", "bond_std", "valid_bonds", "valid_angles", "no_clash", "compactness"),
     *("right_handed", "left_handed", "handedness", "helix", "strand"),
 )
 
@@ -37,20 +44,22 @@ CHAIN_METRICS = (
 def chain_sums(x: Array) -> dict[str, tuple[float, ...]]:
     """Additive statistics of a finite chain [n, 3] in Angstrom: (sum, count[, sum of squares]) of CHAIN_METRICS."""
     n, bonds, angles = len(x), geometry.bond_lengths(x), geometry.virtual_angles(x)
-    distance, _ = geometry.pair_distances(x)
+    distance, i, j = geometry.pair_distances(x)
+    clash = distance < CLASH
     good_bonds = np.abs(bonds - BOND) <= BOND_TOLERANCE
     good_angles = (angles >= ANGLES[0]) & (angles <= ANGLES[1])
     right, left = geometry.handed_dihedrals(x)
-    clear = bool(distance.min(initial=np.inf) >= CLASH)
-    valid = clear and good_bonds.mean() >= VALID_BONDS and good_angles.mean() >= VALID_ANGLES
+    clear_residues = 1 - len(np.union1d(i[clash], j[clash])) / n
+    valid = not clash.any() and good_bonds.mean() >= VALID_BONDS and good_angles.mean() >= VALID_ANGLES
     sse = geometry.secondary_structure(x)
     return {
+        "score": (good_bonds.mean() * good_angles.mean() * clear_residues, 1),
         "valid": (valid, 1),
         "bond_mean": (bonds.sum(), len(bonds)),
         "bond_std": (bonds.sum(), len(bonds), (bonds**2).sum()),
         "valid_bonds": (good_bonds.sum(), len(bonds)),
         "valid_angles": (good_angles.sum(), len(angles)),
-        "no_clash": (clear, 1),
+        "no_clash": (not clash.any(), 1),
         "compactness": (geometry.compactness(x), 1),
         "right_handed": (right, n - 3),
         "left_handed": (left, n - 3),
@@ -68,7 +77,10 @@ def evaluate_chains(
 ) -> dict[str, Metric]:
     """Metrics of CA traces [n, 3] in nm (n >= 4), each with a bootstrap 95 % interval over chains.
 
-    - finite: fraction of chains without NaN or infinity. A chain that is not finite counts as not `valid` and as
+    - score: mean over chains of (valid bonds) * (valid angles) * (residues that clash with none), fractions each: a
+      smooth form of `valid` that ranks models none of whose chains are valid yet. It is blind to folds, chirality
+      and collapse: read it beside handedness and pairwise_tm.
+    - finite: fraction of chains without NaN or infinity. A chain that is not counts as score 0, not `valid` and
       clashing, and takes no part in the rest.
     - valid, no_clash: fractions of chains; bond_mean, bond_std: A; valid_bonds, valid_angles: fractions.
     - compactness: mean Rg / (2.2 n^0.38 A).
@@ -76,6 +88,8 @@ def evaluate_chains(
     - helix, strand: fractions of residues (P-SEA, which hardly sees handedness: a mirrored set scores alike).
     - pairwise_tm: mean TM-score of samples of equal length, aligned by index (lower = more diverse).
     - descriptor_frechet: only with `reference`.
+
+    A metric that the chains leave undefined (no two of equal length, no dihedral of either hand) is left out.
 
     Args:
         reference: real chains to compare with. Descriptors vary with length: give the same length distribution.
@@ -92,12 +106,12 @@ def evaluate_chains(
     rng = np.random.default_rng(seed)
     metrics = {"finite": bootstrap_sums(np.array([[1.0, 1]] * len(finite) + [[0.0, 1]] * lost), rng)}
     for name in CHAIN_METRICS:
-        rows = [s[name] for s in sums] + [(0.0, 1)] * (lost if name in ("valid", "no_clash") else 0)
+        rows = [s[name] for s in sums] + [(0.0, 1)] * (lost if name in COUNT_LOST else 0)
         metrics[name] = bootstrap_sums(np.array(rows, np.float64), rng)
     metrics["pairwise_tm"] = diversity(finite, rng, tm_chains)
     if reference is not None:
         metrics["descriptor_frechet"] = descriptor_frechet(finite, _traces(reference), rng)
-    return metrics
+    return {k: replace(m, better=BETTER.get(k, "none")) for k, m in metrics.items() if m.n > 0}
 
 
 def calibrate(seed: int = 0) -> dict[str, Metric]:
@@ -143,13 +157,6 @@ def frechet_distance(a: Array, b: Array) -> float:
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
     shift = ((a.mean(0) - b.mean(0)) ** 2).sum()
     return float(shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
-
-
-def to_json(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | int | None]]:
-    """Metrics as plain dictionaries (undefined numbers as None), for a results file."""
-    return {
-        name: {k: None if np.isnan(v) else v for k, v in metric._asdict().items()} for name, metric in metrics.items()
-    }
 
 
 def _traces(chains: Sequence[ArrayLike]) -> list[Array]:

@@ -1,6 +1,5 @@
 """Metrics: the known statistics of real chains, exact cases, invariances, and bad input."""
 
-import json
 import time
 
 import numpy as np
@@ -18,7 +17,6 @@ from xdistill.domains.protein.metrics import (
     descriptor_frechet,
     evaluate_chains,
     frechet_distance,
-    to_json,
 )
 from xdistill.domains.protein.similarity import kabsch_rmsd, pairwise_tm, tm_scale, tm_scores
 from xdistill.errors import XDistillError
@@ -81,6 +79,8 @@ def test_calibrate_covers_every_metric_with_an_interval() -> None:
         assert m.low <= m.value <= m.high, name
         assert m.n > 200, name
     assert metrics["handedness"].value > 0.9
+    assert metrics["score"].value > 0.95
+    assert (metrics["score"].better, metrics["pairwise_tm"].better, metrics["helix"].better) == ("high", "low", "none")
     assert 0.15 < metrics["pairwise_tm"].value < 0.25  # unrelated chains: about 0.17
     assert metrics["descriptor_frechet"].value < 2
     assert metrics == calibrate()
@@ -93,6 +93,10 @@ def test_broken_chains_are_told_from_real_ones(real) -> None:
     assert noisy["valid"].value == 0
     assert noisy["valid_bonds"].value < 0.3 < 0.98 < real["valid_bonds"].value
     assert noisy["bond_std"].value > 5 * real["bond_std"].value
+    assert 0 < noisy["score"].value < 0.3
+    slight = evaluate_chains([x + noise.normal(size=x.shape) * 0.01 for x in traces("test", 40)])
+    assert noisy["score"].high < slight["score"].low
+    assert slight["score"].high < real["score"].low
     walk = evaluate_chains(random_walks(40, 80, seed=1))
     assert walk["valid_bonds"].value == 1.0
     assert walk["valid"].value == walk["no_clash"].value == 0
@@ -143,9 +147,8 @@ def test_non_finite_chains_count_as_invalid_and_nothing_else() -> None:
     assert m["bond_mean"].value == alone["bond_mean"].value
     nothing = evaluate_chains([np.full((50, 3), np.nan)], chains)
     assert nothing["valid"].value == nothing["finite"].value == 0
-    assert np.isnan(nothing["helix"].value)
-    assert nothing["helix"].n == nothing["descriptor_frechet"].n == 0
-    assert json.loads(json.dumps(to_json(nothing)))["helix"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert set(nothing) == {"score", "finite", "valid", "no_clash"}
+    assert all(metric.value == 0 for metric in nothing.values())
 
 
 @pytest.mark.parametrize("bad", [[], [np.zeros((3, 3))], [np.zeros((10, 2))], [np.zeros(30)]])
@@ -219,9 +222,7 @@ def test_diversity_sees_copies() -> None:
     chain = traces("test", 1)[0]
     copies = [chain @ r.T for r in turns(4, "copies")]
     assert evaluate_chains(copies)["pairwise_tm"].value == pytest.approx(1, abs=1e-3)
-    lone = evaluate_chains([chain, chain[:-1]])["pairwise_tm"]
-    assert lone.n == 0
-    assert np.isnan(lone.value)
+    assert "pairwise_tm" not in evaluate_chains([chain, chain[:-1]])
 
 
 def _rng() -> np.random.Generator:
