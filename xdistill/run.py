@@ -19,6 +19,7 @@ from torch import nn
 
 from xdistill import checkpoint, registry
 from xdistill.callbacks import Log, ProgressBar, Resume, Save, StopInTime
+from xdistill.compat import compatibility
 from xdistill.config import role_optim
 from xdistill.domain import Domain
 from xdistill.ema import EMAConfig
@@ -127,12 +128,6 @@ def build_trainer(cfg: DictConfig, callbacks: list[L.Callback], folder: Path) ->
         from xdistill.engine.strategies import RolesDeepSpeed
 
         strategy = RolesDeepSpeed(stage=plain(s)["stage"], config=plain(s.options))
-    elif s.name != "single":
-        raise UsageError(f"unknown strategy '{s.name}'{registry.nearest(s.name, ['single', 'ddp', 'deepspeed'])}")
-    if s.name == "single" and s.devices * s.nodes > 1:
-        raise UsageError(
-            f"strategy=single runs one process, not {s.devices * s.nodes}: choose strategy=ddp or deepspeed_z2"
-        )
     return L.Trainer(
         accelerator=s.accelerator,
         devices=s.devices,
@@ -176,13 +171,15 @@ def fit(cfg: DictConfig) -> Path:
         torch.set_num_threads(cfg.strategy.threads)
     domain = build_domain(cfg)
     objective = build_objective(cfg, domain)
+    compatibility(cfg, domain, objective)
     folder = RunFolder(Path(cfg.out))
     main = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-    source_of_resume = folder.resume_from(cfg.resume)
     if main:
         folder.lock()
     try:
-        return _fit_locked(cfg, domain, objective, folder, source_of_resume, main)
+        # Ranks that the main one launched find its config.yaml in place: only the main one asks whose folder it is.
+        newest = folder.resume_from(cfg.resume) if main or cfg.resume != "never" else None
+        return _fit_locked(cfg, domain, objective, folder, newest, main)
     finally:
         folder.release()
 

@@ -1,0 +1,105 @@
+"""Can this run work at all? Objective x process x engine x data, checked in one place before anything heavy starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from xdistill import registry
+from xdistill.domain import Domain
+from xdistill.errors import UsageError
+from xdistill.objectives import Objective
+
+SCHEDULES = ("constant", "cosine_restarts")
+
+
+def compatibility(cfg: DictConfig | Mapping[str, Any], domain: Domain, objective: Objective) -> None:
+    """Raise UsageError, in one line with the way out, when the parts of a run do not fit together.
+
+    Everything here is known from the configuration, the domain and the objective: no network has been built.
+    """
+    _process(cfg, domain, objective)
+    _guidance(cfg, objective)
+    _engine(cfg["strategy"])
+    _derivative(cfg, objective)
+    _optim(cfg, objective)
+
+
+def _process(cfg: Any, domain: Domain, objective: Objective) -> None:
+    needed = objective.needs.process
+    if not isinstance(domain.process, needed):
+        raise UsageError(
+            f"objective '{cfg['objective']['name']}' needs a {needed.__name__}, but domain '{domain.name}' moves along "
+            f"a {type(domain.process).__name__} as configured: choose another objective, or a task of the domain "
+            f"with a {needed.__name__}"
+        )
+
+
+def _guidance(cfg: Any, objective: Objective) -> None:
+    g = cfg["guidance"]
+    if g["name"] == "none":
+        return
+    if "teacher" not in {spec.name for spec in objective.roles}:
+        raise UsageError(
+            f"guidance={g['name']} guides a teacher, and objective '{cfg['objective']['name']}' has none: guidance=none"
+        )
+    if g["name"] == "autoguidance" and not g["weak"]:
+        raise UsageError("guidance=autoguidance needs a weak network: guidance.weak=PATH")
+    interval = list(g["interval"])
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise UsageError(f"guidance.interval={interval}: expected [low, high] with 0 <= low < high <= 1")
+
+
+def _engine(strategy: Any) -> None:
+    name, world = strategy["name"], strategy["devices"] * strategy["nodes"]
+    if name == "single" and world > 1:
+        raise UsageError(f"strategy=single runs one process, not {world}: choose strategy=ddp or deepspeed_z2")
+    if name == "deepspeed" and find_spec("deepspeed") is None:
+        raise UsageError("strategy=deepspeed_* needs DeepSpeed: pip install 'xdistill[deepspeed]', or strategy=ddp")
+    if strategy["accelerator"] == "gpu":
+        seen = torch.cuda.device_count()
+        if seen < strategy["devices"]:
+            raise UsageError(
+                f"strategy.accelerator=gpu wants {strategy['devices']} GPUs, torch sees {seen}: "
+                f"lower strategy.devices, or strategy.accelerator=cpu"
+            )
+    stages = strategy["stage"] if isinstance(strategy["stage"], (Mapping, DictConfig)) else {"all": strategy["stage"]}
+    for role, stage in stages.items():
+        if stage not in (0, 1, 2, 3):
+            raise UsageError(f"strategy.stage={stage} for {role}: ZeRO has stages 0, 1, 2 and 3")
+
+
+def _derivative(cfg: Any, objective: Objective) -> None:
+    """torch.func.jvp does not see parameters that ZeRO-3 has partitioned (design section 4)."""
+    strategy, backend = cfg["strategy"], cfg["objective"].get("derivative", "func")
+    if not objective.needs.derivative or backend != "func" or strategy["name"] != "deepspeed":
+        return
+    stage = strategy["stage"]
+    trained = {spec.name for spec in objective.roles if spec.trainable}
+    stages = {stage[r] for r in trained & set(stage)} if isinstance(stage, (Mapping, DictConfig)) else {stage}
+    if 3 in stages:
+        raise UsageError(
+            f"objective '{cfg['objective']['name']}' with derivative=func cannot run under ZeRO-3: "
+            f"objective.derivative=finite_difference, or strategy=deepspeed_z2"
+        )
+
+
+def _optim(cfg: Any, objective: Objective) -> None:
+    for role in [spec.name for spec in objective.roles if spec.trainable]:
+        merged = {**cfg["optim"]["default"], **cfg["optim"].get(role, {})}
+        if merged["schedule"] not in SCHEDULES:
+            near = registry.nearest(merged["schedule"], SCHEDULES)
+            raise UsageError(f"unknown schedule '{merged['schedule']}' of optim.{role}{near}")
+        betas = list(merged["betas"])
+        if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+            raise UsageError(f"optim.{role}.betas={betas}: expected two numbers in [0, 1)")
+        for key in ("accumulate", "cycle"):
+            if merged[key] < 1:
+                raise UsageError(f"optim.{role}.{key}={merged[key]}: expected at least 1")
+        for key in ("lr", "eps", "weight_decay", "clip", "lr_min", "warmup"):
+            if not 0 <= merged[key] < float("inf"):
+                raise UsageError(f"optim.{role}.{key}={merged[key]}: expected a finite number, at least 0")
