@@ -29,9 +29,9 @@ class TriangleMultiplication(nn.Module):
     def forward(self, z: Tensor, pair_mask: Tensor) -> Tensor:
         """`z [b, n, n, dim]`, `pair_mask [b, n, n]` -> update `[b, n, n, dim]`, unmasked."""
         z = self.layer_norm_in(z)
-        mask = pair_mask.unsqueeze(-1)
-        a = self.linear_a_p(z) * torch.sigmoid(self.linear_a_g(z)) * mask
-        b = self.linear_b_p(z) * torch.sigmoid(self.linear_b_g(z)) * mask
+        # The sum over the third residue k needs only one masked factor.
+        a = self.linear_a_p(z) * torch.sigmoid(self.linear_a_g(z)) * pair_mask.unsqueeze(-1)
+        b = self.linear_b_p(z) * torch.sigmoid(self.linear_b_g(z))
         a, b = a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2)
         mixed = a @ b.transpose(-1, -2) if self.outgoing else a.transpose(-1, -2) @ b
         return self.linear_z(self.layer_norm_out(mixed.permute(0, 2, 3, 1))) * torch.sigmoid(self.linear_g(z))
