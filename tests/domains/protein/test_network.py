@@ -311,3 +311,21 @@ def test_config_round_trip_and_errors():
     ]:
         with pytest.raises(XDistillError, match=message):
             ProteinaConfig.from_dict({**BASE, **changes})
+
+
+@pytest.mark.parametrize("changes", [SIMPLE, TRIANGLES], ids=["simple", "triangles"])
+def test_forward_mode_derivative_agrees_with_reverse_mode(changes):
+    """`<u, J v> = <J^T u, v>` for the Jacobian with respect to (x_t, t), as mean-flow objectives need it."""
+    net, inputs = make(**changes), batch([7, 5], 7)
+    x, t, rest = inputs.pop("x_t"), inputs.pop("t"), inputs
+    generator = torch.Generator().manual_seed(3)
+    v_x, u = (torch.randn(x.shape, generator=generator) for _ in range(2))
+    v_t = torch.randn(t.shape, generator=generator) / 1000
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        return net(x, t, **rest)["coors_pred"]
+
+    _, forward = torch.func.jvp(call, (x, t), (v_x, v_t))
+    _, pullback = torch.func.vjp(call, x, t)
+    g_x, g_t = pullback(u)
+    torch.testing.assert_close((u * forward).sum(), (g_x * v_x).sum() + (g_t * v_t).sum(), atol=1e-4, rtol=1e-3)
