@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -160,12 +161,21 @@ def restore(module: DistillModule, checkpoint: Checkpoint) -> None:
     for role, engine in module.engines.items():
         load_strict(engine.load_weights, checkpoint.role(role), checkpoint.path, role)
         state = checkpoint.path / "engines" / role / f"rank{module.global_rank}.pt"
-        engine.load_state_dict(torch.load(state, weights_only=True, map_location="cpu"))
+        engine.load_state_dict(_load_state(state))
     ema = module.networks["student_ema"]
     load_strict(ema.load_state_dict, checkpoint.role("student_ema"), checkpoint.path, "student_ema")
     module.macro_step = manifest["macro_step"]
     module.updates.update(manifest["updates"])
     module.health.load_state_dict(manifest["health"])
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise XDistillError(
+            f"{path} is not an optimizer state of plain tensors, and was not unpickled: use another checkpoint of the run"
+        ) from error
 
 
 def load_strict(load: Any, weights: Mapping[str, Tensor], path: Path, role: str) -> None:

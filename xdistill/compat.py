@@ -23,6 +23,7 @@ def compatibility(cfg: DictConfig | Mapping[str, Any], domain: Domain, objective
     Everything here is known from the configuration, the domain and the objective: no network has been built.
     """
     _process(cfg, domain, objective)
+    _times(cfg["objective"])
     _guidance(cfg, objective)
     _engine(cfg["strategy"])
     _derivative(cfg, objective)
@@ -33,10 +34,17 @@ def _process(cfg: Any, domain: Domain, objective: Objective) -> None:
     needed = objective.needs.process
     if not isinstance(domain.process, needed):
         raise UsageError(
-            f"objective '{cfg['objective']['name']}' needs a {needed.__name__}, but domain '{domain.name}' moves along "
-            f"a {type(domain.process).__name__} as configured: choose another objective, or a task of the domain "
-            f"with a {needed.__name__}"
+            f"objective '{cfg['objective']['name']}' needs a {needed.__name__}, domain '{domain.name}' as configured "
+            f"has a {type(domain.process).__name__} process: choose another objective or task of the domain"
         )
+
+
+def _times(section: Any) -> None:
+    for key, law in section.items():
+        if key.endswith("_time") or key == "time_law":
+            low, high = law.get("low", 0.0), law.get("high", 1.0)
+            if not 0 <= low < high <= 1:
+                raise UsageError(f"objective.{key} has low={low} and high={high}: expected 0 <= low < high <= 1")
 
 
 def _guidance(cfg: Any, objective: Objective) -> None:

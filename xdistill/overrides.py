@@ -146,6 +146,8 @@ def _check_value(base: DictConfig, path: list[str], value: Any) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _check_value(base, [*path, str(key)], inner)
+    elif path[0] == "objective" and len(path) == 3 and path[1] in LAWS and path[2] != "name":
+        _check_type(".".join(path), 0.5, value)  # every option of a law is a number
     else:
         _check_type(".".join(path), node, value)
 

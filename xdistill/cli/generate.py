@@ -21,8 +21,14 @@ def run(args: Sequence[str]) -> int:
 
     loaded = load(cfg)
     columns = (TextColumn("generate"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("generate", total=cfg.num)
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task("generate", total=cfg.num)
+
+    def show(done: int) -> None:
+        progress.start()  # not before the request is known to be good
+        progress.update(task, completed=done)
+
+    try:
         folder = generate(
             loaded,
             cfg.num,
@@ -33,8 +39,10 @@ def run(args: Sequence[str]) -> int:
             request=request,
             format=cfg.format,
             device=device(),
-            on_batch=lambda done: progress.update(task, completed=done),
+            on_batch=show,
         )
+    finally:
+        progress.stop()
     calls = folder.records[0]["calls"]
     seconds = sum(r["seconds"] for r in folder.records.values()) / cfg.num
     print(
