@@ -174,7 +174,7 @@ def _load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise XDistillError(
-            f"{path} is not an optimizer state of plain tensors, and was not unpickled: use another checkpoint of the run"
+            f"{path} is no optimizer state of plain tensors and was not unpickled: use another checkpoint of the run"
         ) from error
 
 
