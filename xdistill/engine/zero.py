@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from types import ModuleType
@@ -186,18 +186,21 @@ class DeepSpeedEngine(Engine):
 
 
 def _gather_before_backward(module: nn.Module) -> None:
-    """Make ZeRO-3 gather the parameters of modules that return a state instead of a tensor.
+    """Make ZeRO-3 see the tensors inside states, for modules that own parameters themselves.
 
-    Its hook before backward looks for tensors in tuples and dicts only, and warns when it finds none; the
-    parameters such a module owns itself would be empty in backward.
+    Its hooks around backward look into tuples and dicts only: given or returning a `Field`, such a module would
+    meet empty parameters in backward, or keep gathered ones after it.
     """
     for sub in module.modules():
         if next(sub.parameters(recurse=False), None) is not None:
-            sub.register_forward_hook(_pre_backward)
+            sub.register_forward_pre_hook(lambda m, inputs: tuple(_inside(m.post_bwd_fn.apply, x) for x in inputs))
+            sub.register_forward_hook(lambda m, inputs, output: _inside(m.pre_bwd_fn.apply, output))
 
 
-def _pre_backward(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    if not is_dataclass(output) or isinstance(output, type):
-        return None
-    tensors = {f.name: v for f in fields(output) if isinstance(v := getattr(output, f.name), Tensor)}
-    return replace(output, **{k: module.pre_bwd_fn.apply(v) for k, v in tensors.items()})  # type: ignore[operator]
+def _inside(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """Apply `function` to the floating-point tensors of a dataclass; anything else stays as it is."""
+    if not is_dataclass(state) or isinstance(state, type):
+        return state
+    values = {f.name: getattr(state, f.name) for f in fields(state)}
+    changed = {k: function(v) for k, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return replace(state, **changed) if changed else state
