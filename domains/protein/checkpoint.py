@@ -277,7 +277,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise XDistillError(f"{path} does not exist") from error
+        raise XDistillError(
+            f"{path} does not exist: expected NAME.safetensors with NAME.json beside it, or an official NAME.ckpt"
+        ) from error
     except (OSError, ValueError) as error:
         raise XDistillError(f"{path} is not readable JSON: {error}") from error
 
