@@ -193,6 +193,14 @@ def latest(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
 
 
+def remove(path: Path) -> None:
+    """Delete a checkpoint; killed half-way, it leaves a `.old` folder and never a damaged checkpoint."""
+    old = path.with_name(path.name + ".old")
+    path.rename(old)
+    for leftover in path.parent.glob("step_*.old"):
+        shutil.rmtree(leftover)
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """Short hash of a resolved configuration."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import IO
 
@@ -75,7 +74,7 @@ class RunFolder:
         best = self.best()
         for old in checkpoint.latest(self.checkpoints)[keep:]:
             if old.name != best:
-                shutil.rmtree(old)
+                checkpoint.remove(old)
 
     def best(self) -> str | None:
         """Name of the checkpoint with the highest score so far."""

@@ -1,0 +1,50 @@
+"""A resumable toy run: what the SIGKILL test starts, kills and starts again."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from xdistill.callbacks import Resume, Save
+from xdistill.domains.toy import ToyDomain
+from xdistill.engine import OptimConfig
+from xdistill.folder import RunFolder
+from xdistill.module import DistillModule
+from xdistill.objectives.sid import SiD
+from xdistill.stream import Stream
+
+STEPS = 32
+
+
+def train(path: Path) -> None:
+    """Continue the run at `path` to its end, with a checkpoint at every macro-step."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    folder = RunFolder(path)
+    newest = folder.resume_from("auto")
+    domain = ToyDomain({"task": "gaussian", "width": 16, "depth": 2})
+    teacher = domain.teacher()
+    torch.manual_seed(0)
+    networks = {"teacher": teacher, "student": domain.student(teacher), "critic": domain.critic(teacher)}
+    module = DistillModule(
+        SiD(domain.process, steps=2),
+        networks,
+        {role: OptimConfig(lr=1e-2, weight_decay=0.1, accumulate=2) for role in networks},
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Resume(newest), Save(folder, {}, {}, every=1, keep=2)],
+    )
+    start = newest.manifest["macro_step"] if newest else 0
+    trainer.fit(module, Stream(domain.null_data(16, 0), steps=STEPS, slots=module.slots, start=start))
