@@ -162,13 +162,14 @@ def module(
 
 
 def strategy(engine: str) -> Any:
-    """`single`, `ddp`, Lightning's `plain` one, or `zero0` to `zero3` with every parameter really released."""
+    """`single`, `ddp`, Lightning's `plain` one, `zero0` to `zero3` (parameters released after use), `offload1` to 3."""
     if engine in ("single", "plain"):
         return {"single": "auto", "plain": "ddp"}[engine]
     if engine == "ddp":
         return RolesDDP()
-    config = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if engine == "zero3" else {}
-    return RolesDeepSpeed(int(engine[-1]), config)
+    stage, offload = int(engine[-1]), engine.startswith("offload")
+    config = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage == 3 else {}
+    return RolesDeepSpeed({"student": stage, "critic": stage, "discriminator": stage}, config, offload=offload)
 
 
 class Resume(L.Callback):

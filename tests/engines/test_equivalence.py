@@ -19,6 +19,8 @@ ONE_RANK = [
     *(f"resume:dmd:{engine}" for engine in ("single", *ENGINES)),
     *(f"bf16:sid:{engine}" for engine in ("single", *ENGINES)),
     *(f"recompute:sid:{engine}" for engine in ("single", "ddp", "zero3")),
+    *(f"{case}:{engine}" for case in ("train:sid", "discard:flow") for engine in ("offload2", "offload3")),
+    "discard:flow:single",
 ]
 SHARDED = ("ddp", "zero1", "zero2", "zero3")
 TWO_RANKS = [
@@ -137,6 +139,12 @@ def test_discarding_leaves_no_residue(two: Path) -> None:
     reference = result(two, "discard:flow:ddp")
     for engine in SHARDED:
         assert distance(reference, result(two, f"discard:flow:{engine}")) < 1e-6, engine
+
+
+@pytest.mark.parametrize("engine", ["offload2", "offload3"])
+def test_an_optimizer_on_the_cpu(one: Path, engine: str) -> None:
+    assert distance(result(one, "train:sid:single"), result(one, f"train:sid:{engine}")) < 1e-6
+    assert distance(result(one, "discard:flow:single"), result(one, f"discard:flow:{engine}")) < 1e-6
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])

@@ -61,4 +61,8 @@ def test_killed_runs_end_like_an_undisturbed_one(forkserver: Any, tmp_path: Path
     assert process.exitcode == 0
     ends = [checkpoint.open_checkpoint(p / "checkpoints" / f"step_{kill_cases.STEPS}") for p in (whole, killed)]
     assert ends[0].manifest["sha256"] == ends[1].manifest["sha256"]
-    assert ends[0].manifest["updates"] == ends[1].manifest["updates"] == dict.fromkeys(("critic", "student"), kill_cases.STEPS)
+    assert (
+        ends[0].manifest["updates"]
+        == ends[1].manifest["updates"]
+        == dict.fromkeys(("critic", "student"), kill_cases.STEPS)
+    )

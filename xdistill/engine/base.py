@@ -36,8 +36,9 @@ class OptimConfig:
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """A fresh AdamW over the module's parameters."""
+        beta1, beta2 = self.betas
         return torch.optim.AdamW(
-            module.parameters(), self.lr, tuple(self.betas), self.eps, self.weight_decay, foreach=True
+            module.parameters(), self.lr, (beta1, beta2), self.eps, self.weight_decay, foreach=True
         )
 
     def lr_at(self, update: int) -> float:

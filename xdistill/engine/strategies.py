@@ -26,6 +26,7 @@ class RolesDDP(DDPStrategy):
     def setup(self, trainer: L.Trainer) -> None:
         super().setup(trainer)
         # Engines synchronise the roles they train; frozen roles and averages must agree too.
+        assert self.lightning_module is not None
         for tensor in self.lightning_module.state_dict().values():
             dist.broadcast(tensor, src=0)
 
