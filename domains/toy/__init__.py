@@ -12,6 +12,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+
+from xdistill import rng
+from xdistill.discriminator import PooledDiscriminator
+from xdistill.domain import DataSource, Domain, Metric, TeacherSampler, clone
 from xdistill.domains.toy.codec import read_folder, write_array
 from xdistill.domains.toy.data import (
     PROCESSES,
@@ -34,10 +38,6 @@ from xdistill.domains.toy.tokens import (
     random_table,
     token_metrics,
 )
-
-from xdistill import rng
-from xdistill.discriminator import PooledDiscriminator
-from xdistill.domain import DataSource, Domain, Metric, TeacherSampler, clone
 from xdistill.errors import UsageError, XDistillError
 from xdistill.models import Batch, Featurizer
 from xdistill.process import GaussianProcess, Kind

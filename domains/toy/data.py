@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from xdistill.domains.toy.teacher import Label, circle
 
 from xdistill import rng
+from xdistill.domains.toy.teacher import Label, circle
 from xdistill.errors import UsageError
 from xdistill.models import Batch
 from xdistill.process import EDM, VP, GaussianProcess, Kind, Linear, Trig

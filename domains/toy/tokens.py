@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from xdistill.domains.toy.metrics import bootstrap
 
 from xdistill import rng
 from xdistill.domain import Metric
+from xdistill.domains.toy.metrics import bootstrap
 from xdistill.models import Batch, Cond, NoCond, TokenModel
 from xdistill.process import Process
 from xdistill.rng import Generator
