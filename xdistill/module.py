@@ -96,7 +96,7 @@ class DistillModule(L.LightningModule):
 
     def _update(self, phase: Phase, batch: MacroStep, draw: int, repeat: int) -> int:
         engine, config = self.engines[phase.owner], self.optim[phase.owner]
-        with phase_grads(self.networks, phase.owner):
+        with phase_grads(dict(self.networks.items()), phase.owner):
             finite = True
             for micro in range(config.accumulate):
                 finite &= self._micro_step(phase, batch, draw + micro, engine, last=micro == config.accumulate - 1)
@@ -130,7 +130,9 @@ class DistillModule(L.LightningModule):
         keys = (self.seed, self.macro_step, draw)
         # Networks may use the global generator (dropout): a function of the step makes resume exact without RNG files.
         torch.manual_seed(rng.derive_seed("global", *keys, batch.rank))
-        view = RoleView(self.networks, self.engines, phase.owner, rng.generator("shared", *keys), self._autocast)
+        view = RoleView(
+            dict(self.networks.items()), self.engines, phase.owner, rng.generator("shared", *keys), self._autocast
+        )
         generator = rng.generator("loss", *keys, batch.rank, device=self.device)
         out = self.objective.loss(phase, batch.draw(draw).to(self.device), view, generator)
         self._collect(phase, out.metrics)

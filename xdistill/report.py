@@ -82,7 +82,7 @@ def compare(
     for name, sampler in samplers.items():
         with console.status(f"sampling the teacher at {student.calls:g} calls: {name}"):
             bound = teacher_sampler(sampler, round(student.calls))
-            few[name] = _row(f"teacher, {student.calls:g} calls ({name})", domain, teacher, bound, cfg)
+            few[name] = _row(f"teacher ({name})", domain, teacher, bound, cfg)
     best = best_by_score({name: row.metrics for name, row in few.items()})
     return [full, few[best], student]
 
@@ -94,27 +94,29 @@ def _row(name: str, domain: Domain, model: torch.nn.Module, sampler: Draw, cfg: 
 
 
 def table(domain: Domain, rows: Sequence[Row]) -> Table:
-    """A rich table: a row a sampler, a column a headline metric, with intervals; real data last."""
-    shown = Table(title=f"{domain.name}: {len(rows[0].samples)} samples a row, 95 % bootstrap intervals")
+    """A rich table: a column a sampler, a line a headline metric with its interval; real data last."""
+    shown = Table(title=f"{domain.name}: {len(rows[0].samples)} samples each, 95 % bootstrap intervals")
     shown.add_column("")
-    for name in domain.headline():
-        shown.add_column(name, justify="right")
-    for name in ("calls", "s/sample", "speed-up"):
-        shown.add_column(name, justify="right")
+    real = domain.reference_metrics()
     for row in rows:
-        cost = [f"{row.calls:g}", f"{row.seconds:.3g}", f"{rows[0].seconds / row.seconds:.1f}x"]
-        shown.add_row(row.name, *[cell(row.metrics[m]) for m in domain.headline()], *cost)
-    if real := domain.reference_metrics():
-        shown.add_row("real data, held out", *[cell(real[m]) for m in domain.headline()], "", "", "", style="dim")
+        shown.add_column(row.name, justify="right")
+    if real:
+        shown.add_column("real data, held out", justify="right", style="dim")
+    for name in domain.headline():
+        shown.add_row(name, *[cell(m.get(name)) for m in [*(r.metrics for r in rows), *([real] if real else [])]])
+    shown.add_section()
+    shown.add_row("network calls", *[f"{r.calls:g}" for r in rows])
+    shown.add_row("seconds a sample", *[f"{r.seconds:.3g}" for r in rows])
+    shown.add_row("speed-up", *[f"{rows[0].seconds / r.seconds:.1f}x" for r in rows])
     return shown
 
 
-def cell(m: Metric) -> str:
-    """`value [low, high]`."""
-    return f"{m.value:.2f} [{m.low:.2f},{m.high:.2f}]"
+def cell(m: Metric | None) -> str:
+    """`value [low, high]`; a dash where the samples do not define the metric."""
+    return "-" if m is None else f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]"
 
 
-def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 3) -> None:
+def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> None:
     """Headline metrics with intervals, cost on a log axis, and a few samples of every row, as PNG and SVG."""
     import matplotlib
 
@@ -134,7 +136,7 @@ def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 3) -> Non
             ax = fig.add_subplot(grid[1 + i, j])
             domain.draw(ax, row.samples[j * max(len(row.samples) // each, 1)])
             if j == 0:
-                ax.set_title(f"{row.name} ({row.calls:g} calls)", loc="left", fontsize=10, color=_colours(len(rows))[i])
+                ax.set_title(f"{row.name}: {row.calls:g} calls", loc="left", fontsize=10, color=_colours(len(rows))[i])
     for suffix in ("png", "svg"):
         fig.savefig(out / f"report.{suffix}", dpi=130)
     plt.close(fig)
@@ -144,8 +146,9 @@ def _bars(ax: Any, domain: Domain, rows: Sequence[Row]) -> None:
     names, width = list(domain.headline()), 0.8 / len(rows)
     real: Mapping[str, Metric] = domain.reference_metrics()
     for i, row in enumerate(rows):
-        ms = [row.metrics[n] for n in names]
-        at = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(names))]
+        defined = [(x, row.metrics[n]) for x, n in enumerate(names) if n in row.metrics]
+        ms = [m for _, m in defined]
+        at = [x + (i - (len(rows) - 1) / 2) * width for x, _ in defined]
         error = [[max(m.value - m.low, 0) for m in ms], [max(m.high - m.value, 0) for m in ms]]
         ax.bar(at, [m.value for m in ms], width, yerr=error, capsize=2, label=row.name, color=_colours(len(rows))[i])
     for x, name in enumerate(names):

@@ -71,6 +71,8 @@ class Dense:
         return value
 
     def randn(self, like: Tensor, generator: rng.Generator) -> Tensor:
+        if isinstance(generator, rng.Recorded):
+            return generator.next().to(like)
         if isinstance(generator, torch.Generator):
             return rng.randn(like.shape, generator, like.device, like.dtype)
         return torch.stack([rng.randn(like.shape[1:], g, like.device, like.dtype) for g in generator])
@@ -176,6 +178,8 @@ class Ragged:
         return value
 
     def randn(self, like: Tensor, generator: rng.Generator) -> Tensor:
+        if isinstance(generator, rng.Recorded):
+            return generator.next().to(like)
         if isinstance(generator, torch.Generator):
             return rng.randn(like.shape, generator, like.device, like.dtype)
         noise = torch.zeros_like(like)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class ProteinDomain(Domain):
 
     name = "protein"
     process = Linear()
-    request_keys = {
+    request_keys: ClassVar = {
         "length": "residues of each chain: 64-128 (uniform), or one number",
         "label": "coarse fold class: 1 mainly helix, 2 mainly strand, 3 both, 4 neither (default: none)",
     }
@@ -198,7 +198,7 @@ class ProteinDomain(Domain):
         steps = np.stack([plane[:-1, :2], plane[1:, :2]], 1)
         order = np.argsort(plane[:-1, 2])
         colours = np.linspace(0, 1, len(steps))
-        tube = LineCollection(steps[order], array=colours[order], cmap="turbo", linewidths=2.5, capstyle="round")
+        tube = LineCollection(list(steps[order]), array=colours[order], cmap="turbo", linewidths=2.5, capstyle="round")
         ax.add_collection(tube)
         ax.autoscale()
         ax.set_aspect("equal")

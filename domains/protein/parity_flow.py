@@ -68,7 +68,7 @@ def _replay_sampler(path: Path) -> Iterator[CaseResult]:
 
 def _sampler_model(
     path: Path, spec: dict[str, Any], info: dict[str, Any], rows: dict[str, Tensor]
-) -> tuple[nn.Module, ProteinCond]:
+) -> tuple[Stub | Guided, ProteinCond]:
     if "target" in rows:
         return Stub(rows["target"]), ProteinCond()
     weights = path.parent / spec["weights_used_for_net_cases"]
@@ -84,7 +84,7 @@ def _trajectory(
     name: str,
     info: dict[str, Any],
     rows: dict[str, Tensor],
-    model: nn.Module,
+    model: Stub | Guided,
     cond: ProteinCond,
     atol: float,
     rtol: float,
