@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -68,11 +69,11 @@ def composed(overrides: Sequence[str]) -> DictConfig:
             _check_choice(o)
         if not any(o.key_or_group == "domain" for o in choices):
             raise UsageError(f"which domain? Give domain=NAME: {', '.join(options('domain'))}")
-        base = _hydra(choices)
-        values = [o for o in parsed if o.key_or_group not in GROUPS]
-        for o in values:
-            _check_value(base, o.key_or_group.split("."), o.value())
-        cfg = _hydra([*choices, *values])
+        base = _chosen({o.key_or_group: str(o.value()) for o in choices})
+    values = [o for o in parsed if o.key_or_group not in GROUPS]
+    for o in values:
+        _check_value(base, o.key_or_group.split("."), o.value())
+    cfg = _updated(base, values)
     _normalise(base, cfg)
     _check_whole(cfg)
     OmegaConf.resolve(cfg)
@@ -120,14 +121,36 @@ def _check_choice(override: Override) -> None:
         raise UsageError(f"unknown {group} '{choice}'{registry.nearest(str(choice), known)}")
 
 
-def _hydra(overrides: Sequence[Override]) -> DictConfig:
-    """Compose; values are forced in (`++`), since their keys have been checked against more than the files."""
-    lines = [f"{'' if o.key_or_group in GROUPS else '++'}{o.input_line}" for o in overrides]
+def _chosen(choices: Mapping[str, str]) -> DictConfig:
+    """The groups and the recipe; what was chosen by hand beats the recipe."""
+    base = _hydra([f"{group}={choice}" for group, choice in choices.items()])
+    if by_hand := set(choices) - {"domain", "objective", "experiment"}:
+        bare = _hydra([f"{group}={choice}" for group, choice in {**choices, "experiment": "none"}.items()])
+        for group in by_hand:
+            base[group] = bare[group]
+    return base
+
+
+def _hydra(choices: list[str]) -> DictConfig:
     try:
-        return compose("fit", lines)
+        return compose("fit", choices)
     except (HydraException, OmegaConfBaseException) as error:
-        text = " ".join(str(getattr(error, "msg", None) or error).split("\n")[0].split())
-        raise UsageError(f"cannot compose the configuration: {text}") from error
+        raise UsageError(f"cannot compose the configuration: {_first_line(error)}") from error
+
+
+def _updated(base: DictConfig, values: Sequence[Override]) -> DictConfig:
+    """A copy of `base` with the values, whose keys have been checked, set or added."""
+    cfg = copy.deepcopy(base)
+    for o in values:
+        try:
+            OmegaConf.update(cfg, o.key_or_group, o.value(), merge=True, force_add=True)
+        except OmegaConfBaseException as error:
+            raise UsageError(f"cannot set '{o.input_line}': {_first_line(error)}") from error
+    return cfg
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "msg", None) or error).partition("\n")[0]
 
 
 def _check_value(base: DictConfig, path: list[str], value: Any) -> None:

@@ -1,0 +1,160 @@
+"""The configuration tree: every file composes, every pair of domain and objective builds or says why not."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import xdistill.configs
+from xdistill import registry
+from xdistill.cli.help import leaves, meanings, verb_help
+from xdistill.compat import compatibility
+from xdistill.config import compose, role_optim
+from xdistill.engine import OptimConfig
+from xdistill.errors import UsageError
+from xdistill.overrides import GROUPS
+from xdistill.run import build_domain, build_objective
+
+TREE = Path(xdistill.configs.__file__).parent
+FILES = sorted(p.relative_to(TREE).with_suffix("") for p in TREE.glob("*/*.yaml"))
+DOMAINS = {"toy": ([], ["domain.task=tokens"], ["domain.task=gaussian"]), "protein": ([],)}
+OBJECTIVES = {
+    "sid": [],
+    "dmd": ["objective.gan_weight=0.1"],
+    "flow_matching": [],
+}
+MANDATORY = {
+    "teacher/file": ["teacher.weights=x"],
+    "student/file": ["student.init=x"],
+    "data/folder": ["data.path=x"],
+    "guidance/autoguidance": ["guidance.weak=x"],
+}
+#: The pairs that cannot run, and the reason a user is given.
+IMPOSSIBLE = {"tokens": "needs a GaussianProcess"}
+
+
+def test_groups_are_the_folders() -> None:
+    assert {p.parent.name for p in FILES} == set(GROUPS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_composes(file: Path) -> None:
+    group, choice = file.parts
+    domain = choice if group == "domain" else choice.partition("_")[0] if group == "experiment" else "toy"
+    objective = choice.partition("_")[2] if group == "experiment" else ""
+    args = [f"domain={domain if domain in DOMAINS else 'toy'}"]
+    args += [f"objective={objective}"] if objective in OBJECTIVES else []
+    if group not in ("domain", "experiment"):
+        args += [f"{group}={choice}", "experiment=none"]
+    cfg = compose([*args, *MANDATORY.get(str(file), [])])
+    path = (TREE / file).with_suffix(".yaml")
+    own = OmegaConf.to_container(OmegaConf.load(path)) or {}
+    for key, value in flat(own if "@package _global_" in path.read_text() else {group: own}):
+        if value != "???":
+            assert OmegaConf.select(cfg, key) == value
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in tree.items():
+        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def test_every_registered_class_is_covered_here() -> None:
+    assert set(registry.names("domains")) == set(DOMAINS)
+    assert set(registry.names("objectives")) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("domain", "options"), [(d, o) for d, many in DOMAINS.items() for o in many])
+def test_matrix(domain: str, options: list[str], objective: str) -> None:
+    cfg = compose([f"domain={domain}", f"objective={objective}", *options, *OBJECTIVES[objective]])
+    built = build_domain(cfg)
+    method = build_objective(cfg, built)
+    reason = next((r for key, r in IMPOSSIBLE.items() if any(o.endswith(key) for o in options)), None)
+    if reason:
+        with pytest.raises(UsageError, match=reason):
+            compatibility(cfg, built, method)
+    else:
+        compatibility(cfg, built, method)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_group_file_lists_every_option_with_its_default(objective: str) -> None:
+    """So `--help` shows all there is, and the file cannot drift from the code."""
+    listed = yaml.safe_load((TREE / "objective" / f"{objective}.yaml").read_text())
+    parameters = inspect.signature(registry.load("objectives", objective)).parameters
+    assert set(listed) - {"name"} == set(parameters) - {"process"}
+    for key, parameter in parameters.items():
+        if parameter.default not in (None, inspect.Parameter.empty):
+            assert listed[key] == parameter.default
+
+
+def test_laws_of_the_group_files_are_the_code_defaults() -> None:
+    for objective, options in (("sid", []), ("dmd", []), ("flow_matching", [])):
+        cfg = compose(["domain=toy", f"objective={objective}", "experiment=none", *options])
+        domain = build_domain(cfg)
+        configured, default = build_objective(cfg, domain), registry.load("objectives", objective)(domain.process)
+        for law in ("anchors", "critic_time", "student_time", "time_law"):
+            assert getattr(configured, law, None) == getattr(default, law, None)
+
+
+def test_optim_defaults_are_the_code_defaults() -> None:
+    cfg = compose(["domain=toy", "experiment=none"])
+    listed = role_optim(cfg, "student")
+    assert {**listed, "betas": tuple(listed["betas"])} == asdict(OptimConfig())
+
+
+def test_domain_files_are_the_code_defaults() -> None:
+    for name in registry.names("domains"):
+        section = OmegaConf.to_container(compose([f"domain={name}"]).domain)
+        bare = registry.load("domains", name)({})
+        options = asdict(getattr(bare, name))
+        assert section == {"name": name, **options}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_key_has_a_meaning(objective: str) -> None:
+    cfg = compose(["domain=protein", f"objective={objective}"])
+    known = meanings({"domain": "protein", "objective": objective, "teacher": "shipped", "student": "teacher"})
+    assert [path for path, _ in leaves(cfg) if not known.get(path) and not path.endswith(".name")] == []
+
+
+@pytest.mark.parametrize("verb", ["fit", "generate", "evaluate", "bench"])
+def test_help_covers_keys_and_groups(verb: str) -> None:
+    text = verb_help(verb, ["domain=protein"])
+    assert "examples" in text
+    expected = [p for p, _ in leaves(compose(["domain=protein"]))] + list(GROUPS) if verb == "fit" else ["length"]
+    assert [word for word in expected if word not in text] == []
+
+
+def test_command_line_beats_the_recipe() -> None:
+    cfg = compose(["domain=protein", "objective=dmd", "optim.default.lr=3e-4", "objective.anchors=log"])
+    assert cfg.objective.name == "dmd"
+    assert cfg.objective.anchors == {"name": "log"}
+    assert role_optim(cfg, "critic")["lr"] == 3e-4
+    assert "alpha" not in cfg.objective
+
+
+def test_group_chosen_by_hand_beats_the_recipe() -> None:
+    assert compose(["domain=protein"]).sampler.noise_scale < 1
+    assert compose(["domain=protein", "sampler=trained"]).sampler.noise_scale == 1
+    assert compose(["domain=protein", "sampler=trained", "sampler.noise_scale=0.7"]).sampler.noise_scale == 0.7
+
+
+def test_an_extension_needs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registered class without a group file is a choice; its constructor says which keys there are."""
+    known, load = registry.names, registry.load
+    monkeypatch.setattr(registry, "names", lambda kind: [*known(kind), *(["mine"] if kind == "objectives" else [])])
+    monkeypatch.setattr(registry, "load", lambda kind, name: load(kind, "sid" if name == "mine" else name))
+    cfg = compose(["domain=toy", "objective=mine", "objective.alpha=0.5"])
+    assert cfg.objective == {"name": "mine", "alpha": 0.5}
+    with pytest.raises(UsageError, match="did you mean 'alpha'"):
+        compose(["domain=toy", "objective=mine", "objective.alhpa=0.5"])
