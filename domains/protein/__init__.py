@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from xdistill.domains.protein.labels import ClassMap
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.domains.protein.sampler import ProteinaPlan
 from xdistill.domains.protein.sources import ChainSource, LengthSource
-from xdistill.domains.protein.structures import read_folder
+from xdistill.domains.protein.structures import read_folder, structure_files
 from xdistill.errors import UsageError
 from xdistill.models import Batch
 from xdistill.process import Linear
@@ -60,10 +61,12 @@ class ProteinDomain(Domain):
 
     name = "protein"
     process = Linear()
-    request_keys: ClassVar = {
-        "length": "residues of each chain: 64-128 (uniform), or one number",
-        "label": "coarse fold class: 1 mainly helix, 2 mainly strand, 3 both, 4 neither (default: none)",
-    }
+    request_keys: Mapping[str, str] = MappingProxyType(
+        {
+            "length": "residues of each chain: 64-128 (uniform), or one number",
+            "label": "coarse fold class: 1 mainly helix, 2 mainly strand, 3 both, 4 neither (default: none)",
+        }
+    )
     formats = ("pdb", "cif", "bcif")
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
@@ -221,8 +224,8 @@ class ProteinDomain(Domain):
         return path
 
     def read(self, folder: Path) -> list[NDArray[Any]]:
-        chains, _ = read_folder(folder, 4, 10_000, breaks="reject")
-        return [chains.coords(i) for i in range(len(chains))]
+        """Every chain of 4 or more residues as it is: what has broken bonds is to be measured, not to be left out."""
+        return [x for path in structure_files(folder) for x in codec.read_structure(path) if len(x) >= 4]
 
     @staticmethod
     def replay(directory: Path) -> list[Any]:
