@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,14 +24,10 @@ class EMAConfig:
 
 @torch.no_grad()
 def ema_update(average: nn.Module, weights: Mapping[str, Tensor], decay: float) -> None:
-    """average <- decay average + (1 - decay) weights; integer buffers are copied. In float32."""
-    for name, a in _state(average):
-        w = weights[name].to(a)
-        if a.is_floating_point():
-            a.lerp_(w, 1 - decay)
-        else:
-            a.copy_(w)
-
-
-def _state(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    return module.state_dict().items()
+    """average <- decay average + (1 - decay) weights; integer buffers are copied. In the average's own dtype."""
+    state = average.state_dict()
+    moving = [name for name, value in state.items() if value.is_floating_point()]
+    now = [weights[name].to(state[name]) for name in moving]
+    torch._foreach_lerp_([state[name] for name in moving], now, 1 - decay)
+    for name in state.keys() - set(moving):
+        state[name].copy_(weights[name])

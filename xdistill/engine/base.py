@@ -154,6 +154,7 @@ class SingleEngine(Engine):
     def __init__(self, module: nn.Module, optim: OptimConfig) -> None:
         super().__init__(module, optim)
         self.optimizer = optim.optimizer(module)
+        self.params = list(module.parameters())  # walking a large module takes longer than a small update
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -162,7 +163,7 @@ class SingleEngine(Engine):
         loss.backward()
 
     def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.module.parameters() if p.grad is not None]
+        return [p.grad for p in self.params if p.grad is not None]
 
     def update(self) -> None:
         self.optimizer.step()
