@@ -26,8 +26,8 @@ from xdistill import rng
 from xdistill.config import compose
 from xdistill.domain import Domain
 from xdistill.evaluation import autocast
+from xdistill.machine import hardware
 from xdistill.module import DistillModule
-from xdistill.report import hardware
 from xdistill.run import build_domain, build_module, build_objective
 from xdistill.stream import Stream
 

@@ -51,6 +51,7 @@ class Domain(ABC):
     process: Process
     teacher_weights: str = "shipped"
     data_path: str | None = None
+    data_report: DataReport | None = None
     request_keys: Mapping[str, str] = MappingProxyType({})
     formats: Sequence[str] = ()
 
@@ -136,6 +137,16 @@ class Domain(ABC):
     @abstractmethod
     def read(self, folder: Path) -> list[Any]:
         """Decoded samples from a folder of files written by anyone in this domain's formats."""
+
+
+class DataReport(Protocol):
+    """What was kept of a user's data, what was skipped, and why."""
+
+    def table(self) -> Any:
+        """A rich table."""
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
 
 
 class TeacherSampler(Protocol):

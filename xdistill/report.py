@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from xdistill.domain import Domain, Metric
 from xdistill.evaluation import Draw, Drawn, best_by_score, draw, student_sampler, teacher_sampler
+from xdistill.machine import hardware
 from xdistill.module import DistillModule
 from xdistill.objectives import Objective
 from xdistill.run import sampler_options
@@ -161,15 +161,3 @@ def _bars(ax: Any, domain: Domain, rows: Sequence[Row]) -> None:
 
 def _colours(n: int) -> list[str]:
     return ["#4c566a", "#bf616a", "#2e8b57", "#5e81ac", "#d08770", "#b48ead"][:n]
-
-
-def hardware() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        cpu = platform.machine()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}

@@ -200,6 +200,9 @@ def _fit_locked(
     if main:
         OmegaConf.save(cfg, folder.path / "config.yaml", resolve=True)
         _summary(cfg, module, folder.path, newest)
+        if domain.data_report:
+            console.print(domain.data_report.table())
+            domain.data_report.save(folder.path / "data_report.json")
     stop = StopInTime(cfg.train.max_minutes)
     callbacks: list[L.Callback] = [
         Resume(newest),

@@ -21,7 +21,7 @@ from xdistill.domains.protein import codec, metrics, teacher
 from xdistill.domains.protein.chains import ChainSet, load_embedded
 from xdistill.domains.protein.data import LengthLaw
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
-from xdistill.domains.protein.labels import ClassMap
+from xdistill.domains.protein.labels import coarse_class_map
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.domains.protein.sampler import ProteinaPlan
 from xdistill.domains.protein.sources import ChainSource, LengthSource
@@ -124,7 +124,8 @@ class ProteinDomain(Domain):
 
     def data(self, batch_size: int, seed: int) -> DataSource:
         c = self.protein
-        classes: ClassMap | None = teacher.mini_network().classes if self.data_path is None else None
+        # Coarse classes come from the secondary structure; an official network's own labels (CATH) are not known here.
+        classes = coarse_class_map() if self.teacher_weights == "shipped" else None
         return ChainSource(self.chains, seed, batch_size, c.max_tokens, classes, c.label_dropout)
 
     def null_data(self, batch_size: int, seed: int) -> DataSource:

@@ -15,7 +15,7 @@ from xdistill.domains.protein.network import Proteina, ProteinaConfig
 
 ASSETS = Path(__file__).with_name("assets")
 SHIPPED_TEACHER = ASSETS / "mini_teacher.safetensors"
-SHIPPED_STUDENT = ASSETS / "mini_student.safetensors"
+SHIPPED_STUDENT = ASSETS / "mini_student"
 
 #: 3.3 M parameters, lengths 40-128: small enough to train and to distil on a laptop's CPU.
 MINI: dict[str, Any] = {

@@ -46,6 +46,11 @@ class Needs:
     features: bool = False
 
 
+def spread(x_hat: Field) -> Tensor:
+    """Root mean square of a student's samples, [B]: what shrinks first when it collapses."""
+    return x_hat.detach().mean_square().sqrt()
+
+
 class Objective(ABC):
     """A distillation method: pure mathematics over roles, a process and explicit generators."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from xdistill import sources
 from xdistill.errors import UsageError
 from xdistill.models import Batch, Cond, denoise
-from xdistill.objectives.base import FewStep, LossOut, Needs, Phase
+from xdistill.objectives.base import FewStep, LossOut, Needs, Phase, spread
 from xdistill.objectives.flow_matching import flow_matching_loss
 from xdistill.process import GaussianProcess
 from xdistill.roles import RoleSpec, RoleView
@@ -130,7 +130,7 @@ class DMD(FewStep):
             t,
             batch.cond,
         )
-        metrics = {"gap": gap.mean_abs()}
+        metrics = {"gap": gap.mean_abs(), "spread": spread(x_hat)}
         if self.adversarial:
             logit = net.through("discriminator")(x_t, t, batch.cond)
             metrics["logit"] = logit.detach()

@@ -10,7 +10,7 @@ from torch import Tensor
 from xdistill import sources
 from xdistill.errors import UsageError
 from xdistill.models import Batch, denoise
-from xdistill.objectives.base import FewStep, LossOut, Needs, Phase
+from xdistill.objectives.base import FewStep, LossOut, Needs, Phase, spread
 from xdistill.objectives.flow_matching import flow_matching_loss
 from xdistill.process import Coeffs, GaussianProcess
 from xdistill.roles import RoleSpec, RoleView
@@ -134,4 +134,7 @@ class SiD(FewStep):
             alpha=self.alpha,
             weight=self.weight,
         )
-        return LossOut(self.loss_scale * per_sample, {"loss": per_sample.detach(), "gap": gap.detach().mean_abs()})
+        return LossOut(
+            self.loss_scale * per_sample,
+            {"loss": per_sample.detach(), "gap": gap.detach().mean_abs(), "spread": spread(x_hat)},
+        )
