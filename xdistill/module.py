@@ -149,7 +149,7 @@ class DistillModule(L.LightningModule):
 
 
 def seed_default(seed: int, device: torch.device) -> None:
-    """Seed the default generator of the CPU and of `device` alone; `torch.manual_seed` takes longer than a small net."""
+    """Seed the default generators of the CPU and of `device`; `torch.manual_seed` takes longer than a small net."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

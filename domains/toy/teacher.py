@@ -63,11 +63,13 @@ class MixtureTeacher(nn.Module):
         c = self.process.coeffs(t)
         variance = (c.alpha * self.std) ** 2 + c.sigma**2
         means = [Field(m.to(x_t.value).expand_as(x_t.value), x_t.layout).project() for m in self.means]
-        offsets = [x_t - m.scale(c.alpha) for m in means]
-        fit = torch.stack([o.dot(o) for o in offsets], 1).double()  # [B, K]
-        logits = self.log_weights - fit / (2 * variance[:, None])
+        # log N(x_t; alpha m, V) up to a term without m; |m|^2 counts the sample's elements
+        fit = torch.stack([x_t.dot(m) for m in means], 1) * c.alpha[:, None]
+        fit = fit - torch.stack([m.dot(m) for m in means], 1) * (c.alpha**2)[:, None] / 2
+        logits = self.log_weights + fit / variance[:, None]
         share = torch.where(self._told(cond, x_t), logits, -torch.inf).softmax(1)
-        mean, offset = (lerp([(share[:, k], x) for k, x in enumerate(xs)]) for xs in (means, offsets))
+        mean = lerp([(share[:, k], m) for k, m in enumerate(means)])
+        offset = x_t - mean.scale(c.alpha)
         u, w = c.basis(self.kind)
         slope = (u * c.alpha * self.std**2 + w * c.sigma) / variance
         return lerp([(u, mean), (slope, offset)]).project()

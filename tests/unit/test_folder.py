@@ -51,7 +51,7 @@ def test_newest_and_best_are_kept(tmp_path: Path) -> None:
 def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.lock()
-    code = "import sys; from pathlib import Path; from xdistill.folder import RunFolder; RunFolder(Path(sys.argv[1])).lock()"
+    code = "import sys, pathlib; from xdistill.folder import RunFolder as R; R(pathlib.Path(sys.argv[1])).lock()"
     other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert other.returncode != 0
     assert f"process {os.getpid()}" in other.stderr

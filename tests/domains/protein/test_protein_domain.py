@@ -1,4 +1,4 @@
-"""The protein domain as the core sees it: conformance, plans, samplers, sources, discriminator, the shipped networks."""
+"""The protein domain as the core sees it: conformance, plans, samplers, sources, discriminator, shipped networks."""
 
 from pathlib import Path
 
@@ -130,7 +130,9 @@ def test_dmd_with_discriminator_trains_on_real_chains(domain: ProteinDomain) -> 
     optimizers = {r: torch.optim.Adam(networks[r].parameters(), 1e-3) for r in ("student", "critic", "discriminator")}
     source = domain.data(2, seed=0)
     run_macro_step(objective, networks, optimizers, lambda i: source.batch(i, 0, 1), 0, 0)
-    moved = {r: any((a != b).any() for a, b in zip(before[r], m.parameters(), strict=True)) for r, m in networks.items()}
+    moved = {
+        r: any((a != b).any() for a, b in zip(before[r], m.parameters(), strict=True)) for r, m in networks.items()
+    }
     assert moved == {"teacher": False, "student": True, "critic": True, "discriminator": True}
 
 
