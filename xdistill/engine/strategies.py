@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -63,7 +64,10 @@ class RolesDeepSpeed(RolesDDP):
                 raise UsageError(f"ZeRO stage {value} does not exist: choose 0, 1, 2 or 3")
 
     def setup(self, trainer: L.Trainer) -> None:
+        if self.root_device.index not in (None, self.local_rank):
+            raise UsageError("DeepSpeed takes GPU i for process i: choose GPUs with CUDA_VISIBLE_DEVICES, not with devices")
         super().setup(trainer)
+        os.environ["LOCAL_RANK"] = str(self.local_rank)  # DeepSpeed reads nothing else, and SLURM does not set it
         load_deepspeed(self.root_device).init_distributed(dist_init_required=False, verbose=False)
 
     def make_engine(self, role: str, module: nn.Module, optim: OptimConfig, precision: str) -> Engine:
