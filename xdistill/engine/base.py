@@ -87,7 +87,8 @@ class Engine(ABC):
         """Clip and update with learning rate `lr`; skip on every rank when the gradient is not finite."""
         grads = self.gradients()
         norm = self.norm(grads)
-        out = StepOut(float(norm), not math.isfinite(norm))
+        value = float(norm)
+        out = StepOut(value, not math.isfinite(value))
         if out.skipped:
             self.discard()
             return out

@@ -65,7 +65,9 @@ class RolesDeepSpeed(RolesDDP):
 
     def setup(self, trainer: L.Trainer) -> None:
         if self.root_device.index not in (None, self.local_rank):
-            raise UsageError("DeepSpeed takes GPU i for process i: choose GPUs with CUDA_VISIBLE_DEVICES, not with devices")
+            raise UsageError(
+                "DeepSpeed takes GPU i for process i: choose GPUs with CUDA_VISIBLE_DEVICES, not with devices"
+            )
         super().setup(trainer)
         os.environ["LOCAL_RANK"] = str(self.local_rank)  # DeepSpeed reads nothing else, and SLURM does not set it
         load_deepspeed(self.root_device).init_distributed(dist_init_required=False, verbose=False)
