@@ -80,9 +80,13 @@ def save(module: DistillModule, path: Path, config: Mapping[str, Any], extra: Ma
                 save_file({k: v.cpu().contiguous() for k, v in state.items()}, part / "roles" / f"{role}.safetensors")
             _publish(part, path, _manifest(module, part, config, extra or {}))
     except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(path.parent).free / 2**20
         if rank == 0:
             shutil.rmtree(part, ignore_errors=True)
-        raise XDistillError(f"could not write checkpoint {path}: {error}; earlier checkpoints are intact") from error
+        raise XDistillError(
+            f"could not write checkpoint {path} ({error}; {free:.1f} MiB were free): earlier checkpoints are intact, "
+            f"make room and continue with resume=auto"
+        ) from error
     if distributed:
         dist.barrier()
     return path
