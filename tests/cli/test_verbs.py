@@ -1,0 +1,114 @@
+"""What each verb prints, saves and returns on good input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_runs import Outcome
+
+from xdistill import __version__, registry
+from xdistill.cli import VERBS
+
+
+def test_help_and_version(xdistill: Callable[..., Outcome]) -> None:
+    assert xdistill("--version").out.strip() == f"xdistill {__version__}"
+    shown = xdistill("--help")
+    assert shown.code == 0
+    assert all(verb in shown.out for verb in VERBS)
+    assert xdistill().code == 2
+    for verb in VERBS:
+        helped = xdistill(verb, "--help")
+        assert helped.code == 0
+        assert f"xdistill {verb}" in helped.out
+
+
+def test_list_names_everything_registered(xdistill: Callable[..., Outcome]) -> None:
+    out = xdistill("list").out
+    names = [*registry.names("domains"), *registry.names("objectives")]
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    assert set(lines) == set(names)
+    assert all(len(line.split()) > 3 for line in lines.values())
+
+
+def test_evaluate(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path) -> None:
+    samples, table = tmp_path / "samples", tmp_path / "deep" / "table.json"
+    xdistill("generate", "domain=toy", f"ckpt={finished}", "num=20", f"out={samples}")
+    shown = xdistill(
+        "evaluate", "domain=toy", f"ckpt={finished},{finished / 'checkpoints' / 'step_2'}", f"dir={samples}", "num=20",
+        f"json={table}",
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    assert "mmd2" in shown.out
+    newest, older, folder = json.loads(table.read_text())["rows"]
+    assert newest["n"] == folder["n"] == 20
+    assert newest["calls"] == 4
+    assert folder["calls"] is None
+    for row in (newest, older, folder):
+        m = row["metrics"]["mmd2"]
+        assert m["low"] <= m["value"] <= m["high"]
+    # The files are the very samples that `evaluate` draws from the same checkpoint and seed.
+    assert folder["metrics"]["mmd2"]["value"] == pytest.approx(newest["metrics"]["mmd2"]["value"], abs=1e-6)
+    assert older["metrics"]["mmd2"]["value"] != newest["metrics"]["mmd2"]["value"]
+
+
+def test_bench(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path) -> None:
+    shown = xdistill(
+        "bench", "domain=toy", f"ckpt={finished}", "teacher_steps=15", "steps=2", "repeats=2", "batch=4",
+        f"json={tmp_path / 'bench.json'}",
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["rows"]["teacher"]["calls"] == 15
+    assert report["rows"]["student"]["calls"] == 2
+    assert len(report["rows"]["student"]["all_seconds"]) == 2
+    ratio = report["rows"]["teacher"]["seconds"] / report["rows"]["student"]["seconds"]
+    assert report["speed_up"] == pytest.approx(ratio)
+    assert "torch" in report["hardware"]
+
+
+def test_doctor_of_this_machine(xdistill: Callable[..., Outcome]) -> None:
+    shown = xdistill("doctor")
+    assert shown.code == 0, shown.out
+    assert "torch" in shown.out
+    assert "checksum matches" in shown.out
+
+
+def test_doctor_finds_a_changed_asset(tmp_path: Path) -> None:
+    from xdistill.cli.doctor import _asset
+
+    file = tmp_path / "weights"
+    file.write_bytes(b"changed")
+    assert _asset("weights", file, "0" * 64).ok is False
+    assert _asset("weights", None, "0" * 64).ok is False
+
+
+def test_doctor_of_a_teacher(xdistill: Callable[..., Outcome]) -> None:
+    shown = xdistill("doctor", "teacher", "domain=toy")
+    assert shown.code == 0, shown.out
+    assert "time_sign" in shown.out
+
+
+def test_doctor_of_a_run(xdistill: Callable[..., Outcome], toy_run: Path) -> None:
+    rows = [{"macro_step": i, "student/gap": 0.1 if i < 20 else 1.0, "skipped": {}} for i in range(40)]
+    (toy_run / "health.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sick = xdistill("doctor", "run", toy_run)
+    assert sick.code == 1
+    assert "critic lag" in " ".join(sick.out.split())
+    (toy_run / "health.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:20]))
+    assert xdistill("doctor", "run", toy_run).code == 0
+
+
+def test_debug_shows_the_traceback(xdistill: Callable[..., Outcome]) -> None:
+    assert "Traceback" in xdistill("fit", "domain=toi", "--debug").err
+    assert "Traceback" not in xdistill("fit", "domain=toi").err
+
+
+def test_unforeseen_error_is_one_line(xdistill: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERBS, "list", ("no_such_module", ""))
+    outcome = xdistill("list")
+    assert outcome.code == 1
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert "--debug" in outcome.err
