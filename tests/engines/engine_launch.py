@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,18 +31,28 @@ def launch(cases: Sequence[str], out: Path, *, devices: int, torchrun: bool = Tr
     return out
 
 
-def run(command: Sequence[str], environment: dict[str, str], timeout: float) -> str:
-    """Output of a command that must succeed; its whole process group is killed when it hangs."""
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        raise AssertionError(f"hung after {timeout} s: {process.communicate()[0][-3000:]}") from None
-    assert process.returncode == 0, output[-3000:]
-    return output
+def run(command: Sequence[str], environment: dict[str, str], timeout: float) -> None:
+    """A command that must succeed; when it hangs, it and all its descendants are killed."""
+    with tempfile.TemporaryFile("w+") as log:
+        # A file, because workers left behind would hold a pipe open; they have sessions of their own under torchrun.
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = None
+            for pid in reversed(descendants(process.pid)):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+        log.seek(0)
+        output = log.read()[-3000:]
+    assert code is not None, f"hung after {timeout} s: {output}"
+    assert code == 0, output
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and everything it has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(found for child in children for found in descendants(int(child)))]
 
 
 def free_port() -> int:

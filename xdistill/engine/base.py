@@ -182,4 +182,6 @@ class SingleEngine(Engine):
 
 def clip(grads: Sequence[Tensor], limit: float, norm: Tensor) -> None:
     """Scale gradients in place to a total norm of at most `limit`: torch's rule, for shards as for whole tensors."""
-    torch._foreach_mul_(list(grads), (limit / (norm + 1e-6)).clamp(max=1.0))
+    if grads:
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(list(grads), factor.to(grads[0].device))
