@@ -25,10 +25,10 @@ def load(kind: str, name: str) -> type[Any]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`: did you mean 'x'? (choose a, b, c)` for an error message."""
+    """`: did you mean 'x'? (known: a, b, c)` for an error message; without a near one only the list."""
     choices = sorted(known)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    hint = f": did you mean '{close[0]}'?" if close else ":"
+    hint = f": did you mean '{close[0]}'?" if close else ""
     return f"{hint} (known: {', '.join(choices)})"
 
 

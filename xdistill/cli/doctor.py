@@ -144,7 +144,7 @@ def run_health(folder: Path) -> list[Finding]:
 
     log = folder / "health.jsonl"
     if not log.exists():
-        raise XDistillError(f"no health.jsonl in {folder}: give the folder of a run of xdistill fit")
+        raise XDistillError(f"no health.jsonl in {folder}: give the folder of a run of xdistill fit that has logged")
     findings = [Finding("health", False, line) for line in diagnose(log)] or [Finding("health", True, "nothing wrong")]
     for path in checkpoint.latest(folder / "checkpoints"):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from xdistill.config import compose
@@ -12,5 +13,7 @@ def run(args: Sequence[str]) -> int:
     cfg = compose(args)
     from xdistill.run import fit
 
-    print(f"run folder: {fit(cfg)}")
+    folder = fit(cfg)
+    if os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0":
+        print(f"run folder: {folder}")
     return 0
