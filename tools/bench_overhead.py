@@ -156,7 +156,7 @@ def main() -> None:
         f"domain.max_length={args.max_length}",
     ]
     overrides += ["objective.alpha=1.0", "objective.weight=mean_abs", "objective.critic_updates=1"]
-    overrides += ["objective.critic_warmup=0", "objective.loss_scale=1.0", "optim.default.accumulate=1"]
+    overrides += ["objective.first_step=0", "objective.critic_warmup=0", "objective.loss_scale=1.0", "optim.default.accumulate=1"]
     cfg = compose([*overrides, "optim.default.schedule=constant", "optim.default.warmup=0"])
     domain = build_domain(cfg)
     module = build_module(cfg, domain, build_objective(cfg, domain))

@@ -37,14 +37,15 @@ def student_rollout(
     generator: torch.Generator,
     *,
     grad: bool,
+    first: int = 0,
 ) -> Field:
     """The student's clean estimate at one step k of its own re-noising chain.
 
-    k is uniform over the anchors `times` [K] and the same on every rank; steps before k run without a graph.
+    k is uniform over the anchors `times[first:]` and the same on every rank; steps before k run without a graph.
     With grad the k-th call trains the student, else the whole rollout is detached. The uniform mixture over
     k is what few-step SiD and DMD match to the teacher (2505.12674, sec. 3).
     """
-    k = rng.randint(0, len(times), net.shared)
+    k = rng.randint(first, len(times), net.shared)
     x0 = renoise(net.frozen("student"), process, times[:k], batch.like, batch.cond, generator)
     t = shared(times[k], batch.like.batch, batch.like.value.device)
     x_t = renoised_input(process, x0, t, generator)

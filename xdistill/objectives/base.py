@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xdistill.errors import UsageError
 from xdistill.models import Batch, Cond
 from xdistill.process import GaussianProcess, Process
 from xdistill.rng import Generator
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.samplers import renoise
+from xdistill.sources import student_rollout
 from xdistill.state import Field
 from xdistill.times import Anchors
 
@@ -75,10 +77,21 @@ class Objective(ABC):
 
 
 class FewStep(Objective):
-    """What few-step objectives over Gaussian processes share: a process, anchors and the re-noising sampler."""
+    """What few-step objectives over Gaussian processes share: a process, anchors and the re-noising sampler.
 
-    def __init__(self, process: GaussianProcess, anchors: Anchors, steps: int) -> None:
-        self.process, self.anchors, self.steps = process, anchors, steps
+    first_step: training draws a step k of the chain uniformly from first_step to steps - 1. The student's steps share
+    one critic, which matches their mixture: a first step that cannot be good yet pushes the later ones off.
+    """
+
+    def __init__(self, process: GaussianProcess, anchors: Anchors, steps: int, first_step: int = 0) -> None:
+        if not 0 <= first_step < steps:
+            raise UsageError(f"first_step={first_step}: expected 0 to steps - 1 = {steps - 1}")
+        self.process, self.anchors, self.steps, self.first_step = process, anchors, steps, first_step
+
+    def rollout(self, batch: Batch[Field], net: RoleView, generator: torch.Generator, *, grad: bool) -> Field:
+        """The student's clean estimate at a random trained step of its own chain."""
+        times = self.anchors(self.steps)
+        return student_rollout(net, self.process, times, batch, generator, grad=grad, first=self.first_step)
 
     def sample(
         self,

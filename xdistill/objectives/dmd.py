@@ -55,7 +55,7 @@ def f_weight(name: str, logit: Tensor, clip: tuple[float, float] = (0.1, 20.0)) 
 class DMD(FewStep):
     """Move the student along the gap between its own score and the teacher's.
 
-    steps, anchors, critic_time, student_time, critic_updates, critic_warmup: as in SiD; DMD2 uses 5 critic
+    steps, first_step, anchors, critic_time, student_time, critic_updates, critic_warmup: as in SiD; DMD2 uses 5 critic
     updates (2405.14867). gan_weight: weight of the non-saturating adversarial term on noised samples, which
     needs real data and a `Featurizer`; r1: weight of the approximate R1 penalty |D(x) - D(x + r1_sigma n)|^2.
     divergence: an f-divergence weight h(r) from the discriminator (2502.15681; js is its default), else reverse_kl.
@@ -69,6 +69,7 @@ class DMD(FewStep):
         process: GaussianProcess,
         *,
         steps: int = 4,
+        first_step: int = 0,
         anchors: Anchors | None = None,
         critic_time: TimeLaw | None = None,
         student_time: TimeLaw | None = None,
@@ -79,7 +80,7 @@ class DMD(FewStep):
         r1_sigma: float = 0.05,
         divergence: str = "reverse_kl",
     ) -> None:
-        super().__init__(process, anchors or LinearAnchors(), steps)
+        super().__init__(process, anchors or LinearAnchors(), steps, first_step)
         if divergence not in F_DIVERGENCES:
             raise UsageError(f"unknown divergence '{divergence}': choose one of {', '.join(F_DIVERGENCES)}")
         self.critic_time = critic_time or CleanBeta(low=0.02, high=0.98)
@@ -103,9 +104,7 @@ class DMD(FewStep):
         return phases
 
     def loss(self, phase: Phase, batch: Batch[Field], net: RoleView, generator: torch.Generator) -> LossOut:
-        times = self.anchors(self.steps)
-        grad = phase.owner == "student"
-        x_hat = sources.student_rollout(net, self.process, times, batch, generator, grad=grad)
+        x_hat = self.rollout(batch, net, generator, grad=phase.owner == "student")
         law = self.critic_time if phase.owner == "critic" else self.student_time
         t = law.sample(x_hat.batch, generator).to(x_hat.value.device)
         match phase.owner:

@@ -72,7 +72,7 @@ def sid_loss(
 class SiD(FewStep):
     """Match the student's noised law to the teacher's through the score identity, data-free.
 
-    steps, anchors: the student's network calls; training draws one of them a micro-batch (2505.12674).
+    steps, anchors, first_step: the student's network calls; training draws one of them from first_step on (2505.12674).
     alpha: 1/2 is half the exact Fisher gradient, 1 the published protein setting, 1.2 the image default.
     weight: `mean_abs`, `protein` or `fisher`. critic_time, student_time: laws of the noise level in the two
     losses. critic_updates, critic_warmup: critic updates a macro-step, and macro-steps before the student moves.
@@ -88,6 +88,7 @@ class SiD(FewStep):
         process: GaussianProcess,
         *,
         steps: int = 4,
+        first_step: int = 0,
         anchors: Anchors | None = None,
         alpha: float = 1.0,
         weight: str = "mean_abs",
@@ -97,7 +98,7 @@ class SiD(FewStep):
         critic_warmup: int = 0,
         loss_scale: float = 1.0,
     ) -> None:
-        super().__init__(process, anchors or LinearAnchors(), steps)
+        super().__init__(process, anchors or LinearAnchors(), steps, first_step)
         if weight not in WEIGHTS:
             raise UsageError(f"unknown SiD weight '{weight}': choose one of {', '.join(WEIGHTS)}")
         self.alpha, self.weight, self.loss_scale = alpha, WEIGHTS[weight], loss_scale
@@ -115,9 +116,7 @@ class SiD(FewStep):
 
     def loss(self, phase: Phase, batch: Batch[Field], net: RoleView, generator: torch.Generator) -> LossOut:
         training_student = phase.owner == "student"
-        x_hat = sources.student_rollout(
-            net, self.process, self.anchors(self.steps), batch, generator, grad=training_student
-        )
+        x_hat = self.rollout(batch, net, generator, grad=training_student)
         law = self.student_time if training_student else self.critic_time
         t = law.sample(x_hat.batch, generator).to(x_hat.value.device)
         if not training_student:
