@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from xdistill import rng
+from xdistill.assemble import build_module
 from xdistill.config import compose
 from xdistill.domain import Domain
 from xdistill.evaluation import autocast
 from xdistill.machine import hardware
 from xdistill.module import DistillModule
-from xdistill.run import build_domain, build_module, build_objective
+from xdistill.sections import build_domain, build_objective
 from xdistill.stream import Stream
 
 
@@ -156,8 +157,9 @@ def main() -> None:
         f"domain.max_length={args.max_length}",
     ]
     overrides += ["objective.alpha=1.0", "objective.weight=mean_abs", "objective.critic_updates=1"]
-    overrides += ["objective.first_step=0", "objective.critic_warmup=0", "objective.loss_scale=1.0", "optim.default.accumulate=1"]
-    cfg = compose([*overrides, "optim.default.schedule=constant", "optim.default.warmup=0"])
+    overrides += ["objective.first_step=0", "objective.critic_warmup=0", "objective.loss_scale=1.0"]
+    overrides += [f"optim.{role}.schedule=constant" for role in ("student", "critic")]
+    cfg = compose(overrides)
     domain = build_domain(cfg)
     module = build_module(cfg, domain, build_objective(cfg, domain))
     loop = HandWritten(module, domain, args.batch, args.precision)

@@ -18,7 +18,7 @@ from xdistill.evaluation import Draw, Drawn, best_by_score, draw, student_sample
 from xdistill.machine import hardware
 from xdistill.module import DistillModule
 from xdistill.objectives import Objective
-from xdistill.run import sampler_options
+from xdistill.student import sampler_options
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from xdistill.config import compose, role_optim
 from xdistill.engine import OptimConfig
 from xdistill.errors import UsageError
 from xdistill.overrides import GROUPS
-from xdistill.run import build_domain, build_objective
+from xdistill.sections import build_domain, build_objective
 
 TREE = Path(xdistill.configs.__file__).parent
 FILES = sorted(p.relative_to(TREE).with_suffix("") for p in TREE.glob("*/*.yaml"))

@@ -13,7 +13,7 @@ from cli_runs import Outcome, snapshot
 
 from xdistill.errors import UsageError
 from xdistill.generation import generate
-from xdistill.run import Loaded, load_student
+from xdistill.student import Loaded, load_student
 
 
 @pytest.fixture(scope="module")

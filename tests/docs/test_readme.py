@@ -15,7 +15,7 @@ from xdistill.cli.help import SCHEMAS
 from xdistill.cli.keys import domain_class, read, split
 from xdistill.compat import compatibility
 from xdistill.config import compose
-from xdistill.run import build_domain, build_objective
+from xdistill.sections import build_domain, build_objective
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

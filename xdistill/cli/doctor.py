@@ -126,7 +126,7 @@ def teacher(args: Sequence[str]) -> list[Finding]:
     domain_class(split(args))
     cfg = compose(args)
     from xdistill.process import GaussianProcess
-    from xdistill.run import build_domain
+    from xdistill.sections import build_domain
     from xdistill.testing.conformance import check_domain, check_model
 
     domain = build_domain(cfg)

@@ -96,7 +96,7 @@ def _checkpoint(cfg: EvaluateConfig, path: Path, request: dict[str, Any]) -> Row
 def _folders(cfg: EvaluateConfig, folders: Sequence[Path]) -> list[Row]:
     if not folders:
         return []
-    from xdistill.run import build_domain
+    from xdistill.sections import build_domain
 
     domain, rows = build_domain(compose([f"domain={cfg.domain}"])), []
     for path in folders:

@@ -9,7 +9,8 @@ import torch
 
 from xdistill.config import compose
 from xdistill.errors import UsageError
-from xdistill.run import Loaded, build_domain, load_student, sampler_options
+from xdistill.sections import build_domain
+from xdistill.student import Loaded, load_student, sampler_options
 
 
 class Sampling(Protocol):

@@ -16,7 +16,7 @@ from xdistill.folder import RunFolder
 from xdistill.generation.folder import SampleFolder, file_hash
 
 if TYPE_CHECKING:
-    from xdistill.run import Loaded
+    from xdistill.student import Loaded
 
 
 def generate(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from xdistill import rng
+from xdistill.assemble import build_networks
 from xdistill.config import compose
 from xdistill.domains.protein import ProteinDomain, parse_length
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
@@ -16,8 +17,8 @@ from xdistill.errors import UsageError
 from xdistill.models import Batch, denoise
 from xdistill.objectives.dmd import DMD
 from xdistill.objectives.flow_matching import FlowMatching
-from xdistill.run import build_domain, build_networks, build_objective
 from xdistill.samplers import ode, sde
+from xdistill.sections import build_domain, build_objective
 from xdistill.state import Field, Padded
 from xdistill.testing.conformance import check_domain, check_model
 from xdistill.testing.harness import run_macro_step

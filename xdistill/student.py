@@ -1,0 +1,67 @@
+"""A trained student on disk as something that samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from xdistill import checkpoint
+from xdistill.domain import Domain
+from xdistill.errors import XDistillError
+from xdistill.folder import RunFolder
+from xdistill.objectives import Objective
+from xdistill.sections import build_domain, build_objective, plain
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A student ready to sample: everything `generate` and `evaluate` need."""
+
+    domain: Domain
+    objective: Objective
+    model: nn.Module
+    config: dict[str, Any]
+    manifest: Mapping[str, Any]
+    path: Path
+
+
+def load_student(path: Path, domain: str | None = None, role: str = "student_ema") -> Loaded:
+    """The averaged student of a run folder (its best checkpoint, else its newest) or of one checkpoint.
+
+    Raises XDistillError when it is missing, damaged, of another schema or of another domain than `domain`.
+    """
+    found = checkpoint.open_checkpoint(_pick(path))
+    name = found.config["domain"]["name"]
+    if domain is not None and name != domain:
+        raise XDistillError(f"{path} is a checkpoint of domain '{name}', not '{domain}': use domain={name}")
+    built = build_domain(found.config)
+    model = built.from_description(found.manifest["network"])
+    checkpoint.load_strict(model.load_state_dict, found.role(role), found.path, role)
+    objective = build_objective(found.config, built)
+    return Loaded(built, objective, model.eval(), found.config, found.manifest, found.path)
+
+
+def _pick(path: Path) -> Path:
+    folder = RunFolder(path)
+    if not folder.checkpoints.is_dir():
+        return path
+    best, found = folder.best(), checkpoint.latest(folder.checkpoints)
+    if best and (folder.checkpoints / best).is_dir():
+        return folder.checkpoints / best
+    if not found:
+        raise XDistillError(f"run {path} has no checkpoint yet: wait for its first, or continue it with resume=auto")
+    return found[0]
+
+
+def sampler_options(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the student's sampler that the configuration sets."""
+    section = plain(cfg["sampler"])
+    options = {"steps": section["steps"]} if section.get("steps") else {}
+    if plain(cfg["objective"])["name"] != "flow_matching":
+        options["noise_scale"] = section.get("noise_scale", 1.0)
+    return options
