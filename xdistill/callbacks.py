@@ -36,8 +36,15 @@ class Log(L.Callback):
         self.path, self.every = path, every
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        m = _distill(module)
-        if m.macro_step % self.every or not trainer.is_global_zero:
+        if _distill(module).macro_step % self.every == 0:
+            self._write(trainer, _distill(module))
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if _distill(module).macro_step % self.every:
+            self._write(trainer, _distill(module))
+
+    def _write(self, trainer: L.Trainer, m: DistillModule) -> None:
+        if not trainer.is_global_zero:
             return
         row: dict[str, Any] = dict(m.metrics)
         row |= {f"skipped/{role}": n for role, n in m.health.skipped.items()}

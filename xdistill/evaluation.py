@@ -65,7 +65,7 @@ def draw(
 ) -> Drawn:
     """`num` samples in batches of similar size; sample i depends on (seed, i) alone."""
     counter, calls, seconds = CallCounter(model.eval()), 0, 0.0
-    order = _by_size(domain, num, seed, request or {})
+    order = by_size(domain, num, seed, request or {})
     samples: list[Any] = [None] * num
     for start in range(0, num, batch_size):
         indices = order[start : start + batch_size]
@@ -102,6 +102,7 @@ def best_by_score(rows: Mapping[str, Mapping[str, Metric]]) -> str:
     return max(rows, key=lambda name: rows[name]["score"].value)
 
 
-def _by_size(domain: Domain, num: int, seed: int, request: Mapping[str, Any]) -> Sequence[int]:
+def by_size(domain: Domain, num: int, seed: int, request: Mapping[str, Any]) -> list[int]:
+    """Sample indices from small to large, so that a batch wastes little padding; checks the request on the way."""
     sizes = domain.plan(range(num), seed, **request).like.elements.tolist()
     return sorted(range(num), key=lambda i: (sizes[i], i))

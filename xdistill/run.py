@@ -163,5 +163,6 @@ def _summary(cfg: DictConfig, module: DistillModule, out: Path, newest: checkpoi
 def _quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*configure_optimizers.*")
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -142,8 +142,8 @@ class ProteinDomain(Domain):
         known = self._loaded.lengths
         if not known[0] <= low <= high <= known[1]:
             raise UsageError(
-                f"lengths {low}-{high} are outside {known[0]}-{known[1]}, what {self._loaded.source} was trained on: "
-                f"choose a range inside"
+                f"lengths {low}-{high} are outside {known[0]}-{known[1]}, what the {self._loaded.source} teacher was "
+                f"trained on: choose a range inside"
             )
 
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch[Field]:

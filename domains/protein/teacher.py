@@ -74,4 +74,4 @@ def load_teacher(weights: str) -> LoadedNetwork:
     loaded = load_network(path)
     flow = ProteinFlow(loaded.net, loaded.target_pred)
     known = loaded.provenance.get("lengths", OFFICIAL_LENGTHS if official else MINI_LENGTHS)
-    return LoadedNetwork(flow, loaded.class_map, (int(known[0]), int(known[1])), str(weights))
+    return LoadedNetwork(flow, loaded.class_map, (int(known[0]), int(known[1])), weights)

@@ -8,7 +8,7 @@ import torch
 from xdistill import rng, sources
 from xdistill.domains.toy import MixtureTeacher, PointNet, ToyDomain
 from xdistill.errors import UsageError, XDistillError
-from xdistill.models import Batch, NoCond, denoise
+from xdistill.models import Batch, NoCond, denoise, velocity
 from xdistill.objectives import Phase
 from xdistill.objectives.dmd import DMD
 from xdistill.objectives.flow_matching import FlowMatching
@@ -16,7 +16,7 @@ from xdistill.objectives.sid import SiD
 from xdistill.process import Kind, Linear
 from xdistill.roles import RoleView, phase_grads
 from xdistill.samplers import Plan
-from xdistill.state import Dense, Field
+from xdistill.state import Dense, Field, Padded
 from xdistill.testing.harness import run_macro_step
 
 F64 = torch.float64
@@ -148,6 +148,22 @@ class TestRollout:
         v = (states[1] - states[0]).value * 6
         exact = d.teacher()(states[0], torch.ones(4, dtype=F64), NoCond()).value
         torch.testing.assert_close(v, -exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("read", [denoise, velocity])
+def test_predictions_are_projected(read):
+    """What a network leaves in the padding or along the gauge goes no further."""
+
+    class Careless(MixtureTeacher):
+        def forward(self, x_t, t, cond):
+            return Field(super().forward(x_t, t, cond).value + 7, x_t.layout)
+
+    net = Careless(PROCESS, torch.zeros(1, 2, dtype=F64), 1.0)
+    x_t = Field(torch.zeros(2, 4, 2, dtype=F64), Padded.from_lengths([2, 4], zero_com=True)).randn(rng.generator(0))
+    out = read(net, PROCESS, x_t, torch.full((2,), 0.5, dtype=F64), NoCond())
+    assert not out.value[0, 2:].any()
+    assert out.value.sum(1).abs().max() < 1e-12
+    assert out.value.abs().max() > 0.1
 
 
 class TestFlowMatching:

@@ -11,7 +11,7 @@ import torch
 
 from xdistill import __version__, registry, rng
 from xdistill.errors import UsageError
-from xdistill.evaluation import CallCounter, autocast
+from xdistill.evaluation import CallCounter, autocast, by_size
 from xdistill.folder import RunFolder
 from xdistill.generation.folder import SampleFolder, file_hash
 
@@ -113,12 +113,6 @@ def _batch(
             }
         )
     return records
-
-
-def by_size(domain: Any, num: int, seed: int, request: Mapping[str, Any]) -> list[int]:
-    """Indices 0..num-1, samples of similar size next to each other: batches then waste little padding."""
-    sizes = domain.plan(range(num), seed, **request).like.elements.tolist()
-    return sorted(range(num), key=lambda i: (sizes[i], i))
 
 
 def weights_hash(manifest: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from xdistill import rng
+from xdistill.ema import ema_update
 from xdistill.models import Batch
 from xdistill.objectives import Objective
 from xdistill.roles import RoleView, phase_grads
@@ -64,8 +65,12 @@ def train(
     betas: tuple[float, float] = (0.9, 0.999),
     seed: int = 0,
     clip: float = 1.0,
+    ema: float = 0.0,
 ) -> dict[str, float]:
-    """`steps` macro-steps with AdamW per trainable role; `batch` maps the run's draw number to a batch."""
+    """`steps` macro-steps with AdamW per trainable role; `batch` maps the run's draw number to a batch.
+
+    ema: decay of the average of the student that modules["student_ema"] becomes, 0 is none.
+    """
     owners = [spec.name for spec in objective.roles if spec.trainable]
     rates = dict.fromkeys(owners, lr) if isinstance(lr, (int, float)) else lr
     optimizers = {
@@ -77,6 +82,8 @@ def train(
     for step in range(steps):
         draws = functools.partial(_shifted, batch, step * slots)
         metrics = run_macro_step(objective, modules, optimizers, draws, seed, step, clip=clip)
+        if ema:
+            ema_update(modules["student_ema"], modules["student"].state_dict(), ema)
     return metrics
 
 
