@@ -160,7 +160,7 @@ def test_predictions_are_projected(read):
 
     net = Careless(PROCESS, torch.zeros(1, 2, dtype=F64), 1.0)
     x_t = Field(torch.zeros(2, 4, 2, dtype=F64), Padded.from_lengths([2, 4], zero_com=True)).randn(rng.generator(0))
-    out = read(net, PROCESS, x_t, torch.full((2,), 0.5, dtype=F64), NoCond())
+    out = read(net, PROCESS, x_t, torch.full((2,), 0.3, dtype=F64), NoCond())
     assert not out.value[0, 2:].any()
     assert out.value.sum(1).abs().max() < 1e-12
     assert out.value.abs().max() > 0.1
