@@ -31,8 +31,12 @@ class CallCounter(nn.Module):
         self.model, self.calls = model, 0
         self.kind = getattr(model, "kind", None)
         inner = [m for m in (getattr(model, "model", None), getattr(model, "weak", None)) if isinstance(m, nn.Module)]
-        for module in inner or [model]:
-            module.register_forward_pre_hook(self._count)
+        self._hooks = [module.register_forward_pre_hook(self._count) for module in inner or [model]]
+
+    def remove(self) -> None:
+        """Stop counting: the model may outlive its counter."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _count(self, *_: Any) -> None:
         self.calls += 1
@@ -77,6 +81,7 @@ def draw(
         calls += (counter.calls - before) * len(indices)
         for i, sample in zip(indices, domain.decode(state), strict=True):
             samples[i] = sample
+    counter.remove()
     return Drawn(samples, calls / num, seconds / num)
 
 

@@ -139,7 +139,7 @@ def test_command_line_beats_the_recipe() -> None:
     cfg = compose(["domain=protein", "objective=dmd", "optim.default.lr=3e-4", "objective.anchors=log"])
     assert cfg.objective.name == "dmd"
     assert cfg.objective.anchors == {"name": "log"}
-    assert role_optim(cfg, "critic")["lr"] == 3e-4
+    assert role_optim(cfg, "discriminator")["lr"] == 3e-4  # the recipe says nothing of this role
     assert "alpha" not in cfg.objective
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from xdistill import checkpoint
 
-KILLS = 4
+KILLS = 5
 
 
 @pytest.fixture
