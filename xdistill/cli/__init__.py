@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except XDistillError as error:
         return _failed(str(error), error.exit_code, debug)
+    except BrokenPipeError:  # `| head` has seen enough; point stdout elsewhere, or Python complains when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:  # a user sees one line whatever went wrong; --debug shows where
         text = f"{type(error).__name__}: {error}"
         hint = "" if isinstance(error, OSError) else " (a bug? --debug shows where)"
