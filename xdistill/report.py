@@ -113,7 +113,7 @@ def table(domain: Domain, rows: Sequence[Row]) -> Table:
 
 def cell(m: Metric | None) -> str:
     """`value [low, high]`; a dash where the samples do not define the metric."""
-    return "-" if m is None else f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]"
+    return "-" if m is None else f"{m.value:.2f} [{m.low:.2f},{m.high:.2f}]"
 
 
 def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> None:
@@ -155,7 +155,7 @@ def _bars(ax: Any, domain: Domain, rows: Sequence[Row]) -> None:
         if name in real:
             ax.plot([x - 0.45, x + 0.45], [real[name].value] * 2, "k--", lw=1, label="real data" if x == 0 else None)
     ax.set_xticks(range(len(names)), names)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, ncols=len(rows) + 1, loc="lower left", bbox_to_anchor=(0, 1))
     ax.spines[["top", "right"]].set_visible(False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ from xdistill.sections import build_domain, build_objective, plain
 from xdistill.stream import Stream
 from xdistill.student import sampler_options
 
-console = Console(stderr=False)
+#: A log file or a pipe has no width of its own: the final table needs this much.
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 #: Sections that define a run: they cannot change when it is continued.
 SAME = ("domain", "objective", "teacher", "student", "data", "precision", "ema", "guidance", "optim", "seed")

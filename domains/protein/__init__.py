@@ -192,7 +192,8 @@ class ProteinDomain(Domain):
         return metrics.evaluate_chains(samples, seed=seed)
 
     def headline(self) -> Sequence[str]:
-        return ("valid", "valid_bonds", "no_clash", "helix", "strand", "handedness", "pairwise_tm")
+        geometry = ("valid_bonds", "bond_std", "valid_angles", "no_clash", "valid")
+        return (*geometry, "helix", "strand", "handedness", "pairwise_tm")
 
     def draw(self, ax: Any, sample: NDArray[Any]) -> None:
         """The chain as a tube in its plane of largest extent, coloured from first to last residue."""
