@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -39,12 +39,37 @@ class Metric:
     better: str = "none"
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a filter says of one sample, and the numbers it says so for."""
+
+    passed: bool
+    values: Mapping[str, float]
+
+
+class Filter(Protocol):
+    """Judges samples by themselves: the verdict on one never depends on the others of its batch.
+
+    columns: the names of the values that every verdict carries.
+    """
+
+    columns: Sequence[str]
+
+    def __call__(self, samples: Sequence[Any]) -> list[Verdict]:
+        """One verdict a sample, in order."""
+
+
+#: Builds a filter from its options (keyword arguments with defaults; a dataclass is one).
+FilterFactory = Callable[..., Filter]
+
+
 class Domain(ABC):
     """One modality. `cfg` is the domain's own resolved configuration section.
 
     teacher_weights: `shipped` or a path. data_path: a folder of the user's own data, None for what ships with the
     domain. request_keys: what `generate` may ask of a sample beyond its number, key -> help.
-    formats: suffixes that `write` knows, the default first.
+    formats: suffixes that `write` and `encode` know, the default first. packed_suffix: of packed shards, none when the
+    domain packs no samples.
     """
 
     name: str
@@ -54,6 +79,7 @@ class Domain(ABC):
     data_report: DataReport | None = None
     request_keys: Mapping[str, str] = MappingProxyType({})
     formats: Sequence[str] = ()
+    packed_suffix: str = ""
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self.cfg = cfg
@@ -134,9 +160,41 @@ class Domain(ABC):
     def write(self, sample: Any, path: Path) -> Path:
         """Write one decoded sample atomically; returns the final path (with the format's suffix)."""
 
+    def encode(self, sample: Any, format: str, **metadata: str | int | float) -> bytes:
+        """The content of the file that `write` writes, a function of the sample as `unpack(pack(...))` returns it.
+
+        metadata: provenance that the format can carry beside the sample; generation passes none, so that files
+        extracted from a shard equal those written directly. Raises UsageError for an unknown format.
+        """
+        raise UsageError(f"domain '{self.name}' encodes no samples")
+
     @abstractmethod
     def read(self, folder: Path) -> list[Any]:
         """Decoded samples from a folder of files written by anyone in this domain's formats."""
+
+    def pack(self, samples: Sequence[Any], indices: Sequence[int]) -> bytes:
+        """One self-contained compressed file of many decoded samples; equal input gives equal bytes."""
+        raise UsageError(f"domain '{self.name}' packs no samples: choose one of format={', '.join(self.formats)}")
+
+    def unpack(self, data: bytes) -> dict[int, Any]:
+        """Index -> sample of a packed file, in the packed order; raises XDistillError when it is damaged."""
+        raise UsageError(f"domain '{self.name}' packs no samples: choose one of format={', '.join(self.formats)}")
+
+    def filters(self) -> Mapping[str, FilterFactory]:
+        """The filters that `generate filter=` may name, cheapest first."""
+        return {}
+
+    def design_metrics(self, sample: Any) -> dict[str, float | int | bool]:
+        """Cheap numbers of one decoded sample for the manifest; the same keys for every sample, whatever its state."""
+        return {}
+
+    def similarity(self, a: Any, b: Any) -> float:
+        """How alike two samples are: symmetric, in [0, 1], 1 for equal ones."""
+        raise UsageError(f"domain '{self.name}' cannot compare samples: leave out diversity=")
+
+    def similar(self, sample: Any, others: Sequence[Any], threshold: float) -> bool:
+        """Whether `similarity` of `sample` with any of `others` exceeds `threshold`; a domain may know a bound."""
+        return any(self.similarity(sample, other) > threshold for other in others)
 
 
 class DataReport(Protocol):
