@@ -69,7 +69,7 @@ class Domain(ABC):
     teacher_weights: `shipped` or a path. data_path: a folder of the user's own data, None for what ships with the
     domain. request_keys: what `generate` may ask of a sample beyond its number, key -> help.
     formats: suffixes that `write` and `encode` know, the default first. packed_suffix: of packed shards, none when the
-    domain packs no samples.
+    domain packs no samples. ranking: what a shortlist may rank by, column of the manifest -> `low` or `high` is better.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Domain(ABC):
     request_keys: Mapping[str, str] = MappingProxyType({})
     formats: Sequence[str] = ()
     packed_suffix: str = ""
+    ranking: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self.cfg = cfg
@@ -171,6 +172,10 @@ class Domain(ABC):
     @abstractmethod
     def read(self, folder: Path) -> list[Any]:
         """Decoded samples from a folder of files written by anyone in this domain's formats."""
+
+    def load(self, path: Path) -> Any:
+        """The sample of one file that `write` wrote."""
+        raise UsageError(f"domain '{self.name}' reads no single files")
 
     def pack(self, samples: Sequence[Any], indices: Sequence[int]) -> bytes:
         """One self-contained compressed file of many decoded samples; equal input gives equal bytes."""
