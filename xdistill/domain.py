@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from xdistill.errors import UsageError
 from xdistill.models import Batch
 from xdistill.process import Process
 from xdistill.rng import Generator
+
+if TYPE_CHECKING:
+    from xdistill.html_report import Panel, Row
 
 
 class DataSource(Protocol):
@@ -152,6 +155,14 @@ class Domain(ABC):
     def draw(self, ax: Any, sample: Any) -> None:
         """Draw one decoded sample into a matplotlib axes."""
         raise UsageError(f"domain '{self.name}' draws no samples")
+
+    def html_panels(self, rows: Sequence[Row]) -> list[Panel]:
+        """Panels that this modality adds to an HTML report of these sources."""
+        return []
+
+    def viewer_models(self, samples: Sequence[Any]) -> list[str]:
+        """PDB text of each sample for the report's 3D viewer; empty when the modality is not molecular."""
+        return []
 
     @abstractmethod
     def decode(self, sample: Any) -> list[Any]:
