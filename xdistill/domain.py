@@ -209,8 +209,12 @@ class Domain(ABC):
         raise UsageError(f"domain '{self.name}' cannot compare samples: leave out diversity=")
 
     def similar(self, sample: Any, others: Sequence[Any], threshold: float) -> bool:
-        """Whether `similarity` of `sample` with any of `others` exceeds `threshold`; a domain may know a bound."""
+        """Whether `similarity` of `sample` with any of `others` exceeds `threshold`; likely ones come first."""
         return any(self.similarity(sample, other) > threshold for other in others)
+
+    def signature(self, sample: Any) -> Sequence[float]:
+        """A short vector, near for samples that are likely similar: it orders searches, it decides nothing."""
+        return ()
 
 
 class DataReport(Protocol):

@@ -16,8 +16,8 @@ from torch import nn
 
 from xdistill import rng
 from xdistill.discriminator import PooledDiscriminator
-from xdistill.domain import DataSource, Domain, Metric, TeacherSampler
-from xdistill.domains.protein import codec, metrics, teacher
+from xdistill.domain import DataSource, Domain, FilterFactory, Metric, TeacherSampler
+from xdistill.domains.protein import codec, filters, metrics, packed, teacher
 from xdistill.domains.protein.chains import ChainSet, load_embedded
 from xdistill.domains.protein.data import LengthLaw
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
@@ -26,7 +26,9 @@ from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.domains.protein.sampler import ProteinaPlan
 from xdistill.domains.protein.sources import ChainSource, LengthSource
 from xdistill.domains.protein.structures import read_folder, structure_files
+from xdistill.domains.protein.viewer import pdb_model
 from xdistill.errors import UsageError
+from xdistill.html_report import Panel, Row
 from xdistill.models import Batch
 from xdistill.process import Linear
 from xdistill.registry import nearest
@@ -68,6 +70,8 @@ class ProteinDomain(Domain):
         }
     )
     formats = ("pdb", "cif", "bcif")
+    packed_suffix = packed.SUFFIX
+    ranking = MappingProxyType(filters.RANKING)
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
@@ -209,6 +213,14 @@ class ProteinDomain(Domain):
         ax.set_aspect("equal")
         ax.axis("off")
 
+    def html_panels(self, rows: Sequence[Row]) -> list[Panel]:
+        from xdistill.domains.protein.html_panels import panels
+
+        return panels(rows)
+
+    def viewer_models(self, samples: Sequence[Any]) -> list[str]:
+        return [pdb_model(x) for x in samples]
+
     def reference_metrics(self) -> dict[str, Metric]:
         """What held-out real chains score."""
         return metrics.calibrate()
@@ -222,8 +234,29 @@ class ProteinDomain(Domain):
 
     def write(self, sample: Any, path: Path) -> Path:
         path = path if codec.structure_format(path) else path.with_name(f"{path.name}.{self.protein.format}")
-        codec.write_structure(path, sample)
+        codec.write_structure(path, packed.on_grid(sample))
         return path
+
+    def encode(self, sample: Any, format: str, **metadata: str | int | float) -> bytes:
+        """Coordinates carry three decimals (0.001 A) in every format, as packed shards do."""
+        if format not in self.formats:
+            raise UsageError(f"unknown format '{format}'{nearest(format, self.formats)}")
+        return codec.structure_bytes(packed.on_grid(sample), format)  # type: ignore[arg-type]
+
+    def load(self, path: Path) -> NDArray[Any]:
+        return codec.read_structure(path)[0]
+
+    def pack(self, samples: Sequence[Any], indices: Sequence[int]) -> bytes:
+        return packed.pack(samples, indices)
+
+    def unpack(self, data: bytes) -> dict[int, Any]:
+        return packed.unpack(data)
+
+    def filters(self) -> Mapping[str, FilterFactory]:
+        return filters.FILTERS
+
+    def design_metrics(self, sample: Any) -> dict[str, float | int | bool]:
+        return filters.design_metrics(sample)
 
     def read(self, folder: Path) -> list[NDArray[Any]]:
         """Every chain of 4 or more residues as it is: what has broken bonds is to be measured, not to be left out."""

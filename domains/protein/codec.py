@@ -72,13 +72,18 @@ def write_structure(path: str | Path, coords_nm: ArrayLike, fmt: Format | None =
     fmt = fmt or structure_format(path)
     if fmt is None or fmt not in get_args(Format):
         raise XDistillError(f"cannot tell the format of {path.name}: use .pdb, .cif or .bcif, or pass fmt")
-    atoms = ca_array(coords_nm)
-    if fmt == "pdb":
-        _check_pdb_columns(atoms)
-    payload = _serialize(atoms, fmt)
+    payload = structure_bytes(coords_nm, fmt)
     if path.name.lower().endswith(".gz"):
         payload = gzip.compress(payload, mtime=0)
     _replace(path, payload)
+
+
+def structure_bytes(coords_nm: ArrayLike, fmt: Format) -> bytes:
+    """The content of a structure file with one CA trace [n, 3] (nm); raises XDistillError as `write_structure` does."""
+    atoms = ca_array(coords_nm)
+    if fmt == "pdb":
+        _check_pdb_columns(atoms)
+    return _serialize(atoms, fmt)
 
 
 def read_structure(path: str | Path) -> list[NDArray[np.float32]]:

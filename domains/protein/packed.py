@@ -60,7 +60,9 @@ def pack(traces: Sequence[ArrayLike], indices: Sequence[int]) -> bytes:
     if not arrays or any(a.ndim != 2 or a.shape[1] != 3 or len(a) == 0 for a in arrays):
         raise XDistillError(f"a packed shard takes CA traces [n, 3], got shapes {[list(a.shape) for a in arrays][:5]}")
     if len(indices) != len(arrays) or len(set(indices)) != len(indices):
-        raise XDistillError(f"a packed shard takes one distinct index a design: {len(arrays)} designs, {list(indices)[:5]}")
+        raise XDistillError(
+            f"a packed shard takes one distinct index a design: {len(arrays)} designs, {list(indices)[:5]}"
+        )
     lengths = np.array([len(a) for a in arrays], np.int32)
     steps = np.concatenate([thousandths(a) for a in arrays])
     block = pdbx.BinaryCIFBlock({"atom_site": _atom_site(steps, lengths), DESIGNS: _designs(indices, lengths)})
@@ -85,7 +87,9 @@ def unpack(data: bytes) -> dict[int, NDArray[np.float32]]:
     except Exception as error:  # intact gzip of something else: biotite's parser raises nearly anything
         raise XDistillError(f"no packed shard of designs ({type(error).__name__}: {str(error)[:80]})") from error
     if len(index) != len(length) or length.min(initial=1) < 1 or length.sum() != len(x):
-        raise XDistillError(f"packed shard is inconsistent: {len(index)} designs, {len(x)} atoms, {length.sum()} expected")
+        raise XDistillError(
+            f"packed shard is inconsistent: {len(index)} designs, {len(x)} atoms, {length.sum()} expected"
+        )
     trace = (x / NM).astype(np.float32)
     return dict(zip(index.tolist(), np.split(trace, np.cumsum(length)[:-1]), strict=True))
 
