@@ -34,7 +34,7 @@ def build(args: argparse.Namespace) -> tuple[DistillModule, ChainSource]:
     """The module and the data of this run."""
     mini = mini_network(args.seed)
     optim = OptimConfig(
-        lr=args.lr, betas=(0.9, 0.99), warmup=500, schedule="cosine_restarts", cycle=args.steps, lr_min=1e-5
+        lr=args.lr, betas=(0.9, 0.99), warmup=300, schedule="cosine_restarts", cycle=args.steps, lr_min=1e-5
     )
     module = DistillModule(
         FlowMatching(Linear(), CleanBeta()),
@@ -50,7 +50,7 @@ def build(args: argparse.Namespace) -> tuple[DistillModule, ChainSource]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/protein_mini"))
-    parser.add_argument("--steps", type=int, default=9500, help="updates, and length of the cosine decay")
+    parser.add_argument("--steps", type=int, default=8000, help="updates, and length of the cosine decay")
     parser.add_argument("--batch", type=int, default=64, help="chains a batch at most")
     parser.add_argument("--tokens", type=int, default=2048, help="padded residues a batch at most")
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -17,13 +17,15 @@ from xdistill.state import Field, Padded
 @dataclass(frozen=True)
 class ProteinCond:
     """labels [b, 3] rows of the fold tables (None: no label); x_sc: an earlier clean estimate [b, n, 3] in nm;
-    residue_index [b, n] and chain_breaks [b, n] as in the PDB file (None: 1..n, unbroken).
+    residue_index [b, n] and chain_breaks [b, n] as in the PDB file (None: 1..n, unbroken); steps: the
+    network calls of the student's chain, for networks that are told (None: not told).
     """
 
     labels: Tensor | None = None
     x_sc: Tensor | None = None
     residue_index: Tensor | None = None
     chain_breaks: Tensor | None = None
+    steps: int | None = None
 
     def drop(self) -> ProteinCond:
         """Without fold labels; what the chain looks like is kept."""
@@ -33,9 +35,13 @@ class ProteinCond:
         """Self-conditioning on a clean estimate, which carries no gradient."""
         return replace(self, x_sc=x0.value.detach())
 
+    def with_steps(self, steps: int) -> ProteinCond:
+        """For a student that is conditioned on its number of calls."""
+        return replace(self, steps=steps)
+
     def to(self, device: torch.device | str) -> ProteinCond:
         """On another device."""
-        values = {k: v if v is None else v.to(device) for k, v in vars(self).items()}
+        values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return ProteinCond(**values)
 
 
@@ -80,4 +86,5 @@ class ProteinFlow(nn.Module):
             c.chain_breaks,
             need_pair=False,
             need_features=need_features,
+            steps=None if c.steps is None else torch.full_like(t, c.steps, dtype=torch.float32),
         )

@@ -40,6 +40,9 @@ MINI: dict[str, Any] = {
     "update_pair_repr": False,
     "use_tri_mult": False,
     "num_buckets_predict_pair": None,
+    "vector_channels": 8,
+    "refine_after": 4,
+    "step_conditioning": True,
 }
 #: Chain lengths the shipped network was trained on, and those of the released Proteina models (50-256 residues).
 MINI_LENGTHS, OFFICIAL_LENGTHS = (40, 128), (50, 256)

@@ -126,26 +126,39 @@ class PairBiasedAttention(nn.Module):
             self.pair_norm = LayerNorm(pair_dim)
             self.to_bias = nn.Linear(pair_dim, heads, bias=False)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """`x [b, n, dim]`; `bias` broadcastable to `[heads, b, n, n]`, masked keys at the dtype's minimum."""
+    def forward(self, x: Tensor, bias: Tensor, points: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """`x [b, n, dim]`; `bias` broadcastable to `[heads, b, n, n]`, masked keys at the dtype's minimum.
+
+        Returns `[b, n, dim]`, and the weighted sums `[heads, b, n, k]` of `points [b, n, k]`.
+        """
         x = self.node_norm(x)
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)
-        out = attend(self.q_layer_norm(q), self.k_layer_norm(k), v, bias, self.heads)
-        return self.to_out_node(torch.sigmoid(self.to_g(x)) * out)
+        out, sums = attend(self.q_layer_norm(q), self.k_layer_norm(k), v, bias, self.heads, points)
+        return self.to_out_node(torch.sigmoid(self.to_g(x)) * out), sums
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """Softmax attention of `[b, n, dim]` tensors with a bias `[heads or 1, b, n or 1, n]`; returns `[b, n, dim]`."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int, points: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention of `[b, n, dim]` tensors with a bias `[heads or 1, b, n or 1, n]`; returns `[b, n, dim]`.
+
+    With `points [b, n, k]` also their averages under the same weights, `[heads, b, n, k]` in float32.
+    """
     b, n, dim = q.shape
     bias = bias.to(v.dtype)
-    if q.is_cuda:
+    if q.is_cuda and points is None:
         q, k, v = (a.unflatten(-1, (heads, -1)).transpose(1, 2) for a in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.transpose(0, 1)).transpose(1, 2).flatten(-2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.transpose(0, 1))
+        return out.transpose(1, 2).flatten(-2), None
     # On a CPU the explicit form takes less than half the time of scaled_dot_product_attention with a bias.
     q, k, v = (a.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).reshape(heads * b, n, -1) for a in (q, k, v))
     bias = bias.expand(heads, b, n, n).reshape(heads * b, n, n)
     weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=(dim // heads) ** -0.5).softmax(dim=-1)
-    return (weights @ v).view(heads, b, n, -1).permute(1, 2, 0, 3).flatten(-2)
+    out = (weights @ v).view(heads, b, n, -1).permute(1, 2, 0, 3).flatten(-2)
+    if points is None:
+        return out, None
+    with full_precision(points):
+        return out, weights.float().view(heads, b, n, n) @ points
 
 
 class AttentionBlock(nn.Module):
@@ -157,8 +170,11 @@ class AttentionBlock(nn.Module):
         self.mha = PairBiasedAttention(dim, heads, pair_dim, qkln)
         self.scale_output = OutputScale(dim, dim_cond)
 
-    def forward(self, x: Tensor, bias: Tensor, c: Conditioning) -> Tensor:
-        return self.mha(self.adaln.modulate(x, c), bias) * c.spread(self.scale_output(c.rows))
+    def forward(
+        self, x: Tensor, bias: Tensor, c: Conditioning, points: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        out, sums = self.mha(self.adaln.modulate(x, c), bias, points)
+        return out * c.spread(self.scale_output(c.rows)), sums
 
 
 class TransitionBlock(nn.Module):
@@ -197,16 +213,18 @@ class TransformerLayer(nn.Module):
         self.mhba = AttentionBlock(dim, heads, pair_dim, dim_cond, qkln)
         self.transition = TransitionBlock(dim, dim_cond)
 
-    def forward(self, s: Tensor, bias: Tensor, c: Conditioning) -> Tensor:
-        """`s [b, N, dim]` -> `[b, N, dim]`; see `PairBiasedAttention` for `bias`."""
-        attended = self.mhba(s, bias, c)
+    def forward(
+        self, s: Tensor, bias: Tensor, c: Conditioning, points: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`s [b, N, dim]` -> `[b, N, dim]`; see `PairBiasedAttention` for `bias` and `points`."""
+        attended, sums = self.mhba(s, bias, c, points)
         if self.residual_mha:
             attended = s + attended
         source = s if self.parallel else attended
         moved = self.transition(source, c)
         if self.residual_transition:
             moved = source + moved
-        return attended + moved if self.parallel else moved
+        return (attended + moved if self.parallel else moved), sums
 
 
 def attention_bias(z: Tensor, layers: Sequence[TransformerLayer]) -> Tensor:

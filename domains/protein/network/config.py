@@ -25,6 +25,10 @@ class ProteinaConfig:
 
     Fields without a default fix tensor shapes and must be given. `cath_code_dir` and `strict_feats` are kept so that an
     official configuration round-trips; the network reads neither.
+
+    Not in official networks: `vector_channels` > 0 replaces the coordinate embedding and decoder by equivariant vector
+    channels (`vectors.py`); from layer `refine_after` > 0 on, pair distances are those of the present estimate instead
+    of x_t; `step_conditioning` tells a student its number of calls.
     """
 
     token_dim: int
@@ -60,6 +64,9 @@ class ProteinaConfig:
     num_registers: int = 10
     use_qkln: bool = True
     num_buckets_predict_pair: int | None = 64
+    vector_channels: int = 0
+    refine_after: int = 0
+    step_conditioning: bool = False
 
     def __post_init__(self) -> None:
         for field, known in _FEATURE_FIELDS.items():
@@ -76,6 +83,12 @@ class ProteinaConfig:
         for field in ("idx_emb_dim", "t_emb_dim"):
             if getattr(self, field) % 2:
                 raise XDistillError(f"{field} must be even (sine and cosine halves), got {getattr(self, field)}")
+        if self.refine_after and not (self.vector_channels and 0 < self.refine_after < self.nlayers):
+            raise XDistillError(
+                f"refine_after {self.refine_after} needs vector_channels and a layer below {self.nlayers}"
+            )
+        if self.vector_channels and self.updates_pair:
+            raise XDistillError("vector_channels and update_pair_repr cannot be combined: choose one")
         if self.multilabel_mode != "sample":
             raise XDistillError(f"multilabel_mode {self.multilabel_mode!r} is not supported; use 'sample'")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from xdistill.domains.protein.network.blocks import (
     normalise,
 )
 from xdistill.domains.protein.network.config import ProteinaConfig
-from xdistill.domains.protein.network.features import Inputs, PairFactory, SequenceFactory
+from xdistill.domains.protein.network.features import Inputs, PairFactory, SequenceFactory, time_embedding
 from xdistill.domains.protein.network.pair import PairUpdate
+from xdistill.domains.protein.network.vectors import VectorUpdate
 
 
 class PairBuilder(nn.Module):
@@ -61,9 +63,13 @@ class Proteina(nn.Module):
         dim, pair_dim, cond_dim = config.token_dim, config.pair_repr_dim, config.dim_cond
         if config.num_registers:
             self.registers = nn.Parameter(torch.randn(config.num_registers, dim) / 20)
-        self.linear_3d_embed = nn.Linear(3, dim, bias=False)
+        if not config.vector_channels:
+            self.linear_3d_embed = nn.Linear(3, dim, bias=False)
         self.init_repr_factory = SequenceFactory(config.feats_init_seq, dim, config, self.num_classes)
         self.cond_factory = SequenceFactory(config.feats_cond_seq, cond_dim, config, self.num_classes)
+        if config.step_conditioning:
+            self.step_embed = nn.Linear(config.t_emb_dim, cond_dim, bias=False)
+            nn.init.zeros_(self.step_embed.weight)
         self.transition_c_1 = SwiGLU(cond_dim, expansion=2)
         self.transition_c_2 = SwiGLU(cond_dim, expansion=2)
         if config.use_attn_pair_bias:
@@ -80,7 +86,12 @@ class Proteina(nn.Module):
             self.pair_head_prediction = nn.Sequential(
                 LayerNorm(pair_dim), nn.Linear(pair_dim, config.num_buckets_predict_pair)
             )
-        self.coors_3d_decoder = nn.Sequential(LayerNorm(dim), nn.Linear(dim, 3, bias=False))
+        if config.vector_channels:
+            self.vector_layers = nn.ModuleList(
+                VectorUpdate(dim, config.nheads, config.vector_channels) for _ in range(config.nlayers)
+            )
+        else:
+            self.coors_3d_decoder = nn.Sequential(LayerNorm(dim), nn.Linear(dim, 3, bias=False))
 
     def forward(
         self,
@@ -93,6 +104,7 @@ class Proteina(nn.Module):
         chain_breaks: Tensor | None = None,
         need_pair: bool = True,
         need_features: bool = False,
+        steps: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Predict from a noisy backbone.
 
@@ -106,48 +118,69 @@ class Proteina(nn.Module):
             chain_breaks: `[b, n]` 1 where the chain breaks after a residue; None = unbroken.
             need_pair: also compute the pair head, if the network has one.
             need_features: also return what the decoder reads, the features of each residue.
+            steps: `[b]` network calls of the student's chain, for networks with `step_conditioning`; None = not told.
 
         Returns:
             `coors_pred [b, n, 3]`, zero at padding, and possibly `pair_pred [b, n, n, buckets]` (distogram logits)
             and `features [b, n, token_dim]`.
         """
         inputs = Inputs(_clear(x_t, mask), t, mask, _clear(x_sc, mask), labels, residue_pdb_idx, chain_breaks)
-        r, dtype = self.config.num_registers, self.linear_3d_embed.weight.dtype
+        r = self.config.num_registers
         with full_precision(x_t):
-            c = self.transition_c_2(self.transition_c_1(self.cond_factory(inputs)))
-            s = self.linear_3d_embed(inputs.x_t.to(dtype)) + self.init_repr_factory(inputs)
+            c = self.cond_factory(inputs)
+            if steps is not None and self.config.step_conditioning:
+                c = c + self.step_embed(time_embedding(steps.log2() / 16, self.config.t_emb_dim)).unsqueeze(1)
+            c = self.transition_c_2(self.transition_c_1(c))
+            s = self.init_repr_factory(inputs).expand(-1, mask.shape[1], -1)
+            if not self.config.vector_channels:
+                s = s + self.linear_3d_embed(inputs.x_t.to(s.dtype))
+        s = s.expand(len(mask), -1, -1)
         if r:
             s = torch.cat((self.registers.expand(len(s), -1, -1), s), dim=1)
-        s, z = self._trunk(s, Conditioning.build(c, r, mask.shape[1]), inputs)
-        with full_precision(x_t):
-            coors = self.coors_3d_decoder(s[:, r:].to(dtype))
-        out = {"coors_pred": coors * mask.unsqueeze(-1)}
+        s, z, v = self._trunk(s, Conditioning.build(c, r, mask.shape[1]), inputs)
+        if v is None:
+            with full_precision(x_t):
+                v = self.coors_3d_decoder(s[:, r:].to(self.coors_3d_decoder[1].weight.dtype))
+        out = {"coors_pred": v * mask.unsqueeze(-1)}
         if need_pair and z is not None and self.config.predicts_pair:
             out["pair_pred"] = self.pair_head_prediction(z[:, r:, r:])
         if need_features:
             out["features"] = s[:, r:]
         return out
 
-    def _trunk(self, s: Tensor, c: Conditioning, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """Transformer layers and pair updates over registers and residues; the final s, and z if it was built."""
+    def _trunk(self, s: Tensor, c: Conditioning, inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Transformer layers and pair updates over registers and residues: s, z if it was built, v of vector channels."""
         r = self.config.num_registers
         mask = F.pad(inputs.mask, (r, 0), value=True)
         z: Tensor | None = None
-        biases = self._table_biases(inputs, mask)
-        if not biases and self.config.use_attn_pair_bias:
-            z = F.pad(self.pair_repr_builder(inputs), (0, 0, r, 0, r, 0))
+        v = torch.zeros_like(inputs.x_t) if self.config.vector_channels else None
+        points: Tensor | None = None
+        biases: list[Tensor] = []
         for i, layer in enumerate(self.transformer_layers):
+            if v is not None:
+                x = inputs.x_t + (1 - inputs.t)[:, None, None] * v
+                points = F.pad(F.pad(x, (0, 1), value=1.0), (0, 0, r, 0))
+            if i == 0 or i == self.config.refine_after:
+                looked_at = inputs if i == 0 else replace(inputs, x_t=x)
+                biases = self._table_biases(looked_at, mask, i)
+                if not biases and self.config.use_attn_pair_bias:
+                    z = F.pad(self.pair_repr_builder(looked_at), (0, 0, r, 0, r, 0))
             if not biases:
                 biases = self._biases(z, mask, i)
-            s = self._run(layer, s, biases.pop(0), c)
+            s, sums = self._run(layer, s, biases.pop(0), c, points)
+            if v is not None:
+                means = (sums[..., :3] - sums[..., 3:] * points[..., :3]).permute(1, 2, 0, 3)[:, r:]
+                moved, v = self._run(self.vector_layers[i], s[:, r:], x, v, means, inputs.mask)
+                s = torch.cat((s[:, :r], moved), dim=1)
             if self.config.pair_update_after(i):
                 z = self._run(self.pair_update_layers[i], s, z, _pair_mask(mask))
-        return s, z
+        return s, z, v
 
     def _biases(self, z: Tensor | None, mask: Tensor, first: int) -> list[Tensor]:
         """Biases `[heads, b, N, N]` of layer `first` and those after it that read the same z (None: the key mask)."""
         cfg = self.config
-        last = next((i for i in range(first, cfg.nlayers) if cfg.pair_update_after(i)), cfg.nlayers - 1)
+        ends = (i for i in range(first, cfg.nlayers) if cfg.pair_update_after(i) or i + 1 == cfg.refine_after)
+        last = next(ends, cfg.nlayers - 1)
         layers = list(self.transformer_layers)[first : last + 1]
         if z is None:
             bias = torch.zeros(len(layers), 1, 1, 1, 1, device=mask.device)
@@ -155,27 +188,28 @@ class Proteina(nn.Module):
             bias = attention_bias(z.flatten(0, 2), layers).view(len(layers), cfg.nheads, *z.shape[:3])
         return list(bias.masked_fill(~mask.unsqueeze(1), torch.finfo(bias.dtype).min))
 
-    def _table_biases(self, inputs: Inputs, mask: Tensor) -> list[Tensor]:
-        """Biases of all layers, gathered from a table over the distinct pair features; empty if z is not so simple."""
+    def _table_biases(self, inputs: Inputs, mask: Tensor, first: int) -> list[Tensor]:
+        """As `_biases`, gathered from a table over the distinct pair features; empty if z is not so simple."""
         cfg = self.config
         if not cfg.use_attn_pair_bias or cfg.updates_pair or cfg.feats_pair_cond:
             return []
         b, n = mask.shape
+        layers = list(self.transformer_layers)[first : None if first else cfg.refine_after or None]
         with full_precision(mask):
             found = self.pair_repr_builder.init_repr_factory.table(inputs, max_rows=b * n * n)
             if found is None:
                 return []
             rows, index = found
             # Two more rows: z = 0 (pairs with a register), and masked keys.
-            bias = attention_bias(F.pad(rows, (0, 0, 0, 1)), list(self.transformer_layers))
+            bias = attention_bias(F.pad(rows, (0, 0, 0, 1)), layers)
         bias = F.pad(bias.float(), (0, 1), value=torch.finfo(torch.float32).min)
         r = cfg.num_registers
         index = F.pad(index.expand(b, -1, -1), (r, 0, r, 0), value=len(rows))
         index = index.masked_fill(~mask.unsqueeze(1), len(rows) + 1)
         # Rows of the transposed table: its gradient is an index_add, 6 times faster than that of an embedding.
-        return list(bias.index_select(1, index.flatten()).view(cfg.nlayers, cfg.nheads, b, n, n))
+        return list(bias.index_select(1, index.flatten()).view(len(layers), cfg.nheads, b, n, n))
 
-    def _run(self, module: nn.Module, *args: Tensor | Conditioning | None) -> Tensor:
+    def _run(self, module: nn.Module, *args: Tensor | Conditioning | None) -> Any:
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(module, *args, use_reentrant=False)
         return module(*args)

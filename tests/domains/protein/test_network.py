@@ -35,6 +35,7 @@ SIMPLE = {
     "feats_pair_cond": [],
 }
 TRIANGLES = {"update_pair_repr": True, "use_tri_mult": True}
+VECTORS = {**SIMPLE, "feats_init_seq": ["res_seq_pdb_idx"], "vector_channels": 2, "refine_after": 2}
 CLASSES = (5, 4, 3)
 
 
@@ -81,7 +82,7 @@ def test_recorded_calls(result):
     assert result.ok, f"{result.name}: error {result.max_error:.2e}, tolerance {result.tolerance:.0e}"
 
 
-@pytest.mark.parametrize("changes", [{}, SIMPLE, TRIANGLES], ids=["plain", "simple", "triangles"])
+@pytest.mark.parametrize("changes", [{}, SIMPLE, TRIANGLES, VECTORS], ids=["plain", "simple", "triangles", "vectors"])
 def test_padding_does_not_matter(changes):
     net, lengths = make(**changes), [20, 13]
     short, long = batch(lengths, 20), batch(lengths, 33)
@@ -95,7 +96,7 @@ def test_padding_does_not_matter(changes):
         torch.testing.assert_close(b["pair_pred"][:, :20, :20], a["pair_pred"], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, SIMPLE, TRIANGLES], ids=["plain", "simple", "triangles"])
+@pytest.mark.parametrize("changes", [{}, SIMPLE, TRIANGLES, VECTORS], ids=["plain", "simple", "triangles", "vectors"])
 def test_batch_composition_does_not_matter(changes):
     net = make(**changes)
     inputs = batch([20, 13, 17], 20)
@@ -171,6 +172,9 @@ def test_pair_updates(update, triangles, every, buckets):
         {"feats_cond_seq": ["res_seq_pdb_idx", "time_emb"]},
         {"feats_cond_seq": []},
         {"use_attn_pair_bias": False},
+        {"vector_channels": 2},
+        VECTORS,
+        {"vector_channels": 2, "use_attn_pair_bias": False},
     ],
     ids=str,
 )
@@ -236,7 +240,7 @@ def test_table_of_biases_equals_the_pairwise_form(with_x_sc, monkeypatch):
         torch.testing.assert_close(grads[name], slow_grads[name], atol=1e-3, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("changes", [SIMPLE, TRIANGLES], ids=["simple", "triangles"])
+@pytest.mark.parametrize("changes", [SIMPLE, TRIANGLES, VECTORS], ids=["simple", "triangles", "vectors"])
 def test_activation_checkpointing_changes_nothing(changes):
     net, inputs = make(**changes), batch([12, 9], 12)
     out, grads = gradients(net, inputs)
@@ -246,7 +250,7 @@ def test_activation_checkpointing_changes_nothing(changes):
     assert all(torch.equal(grads[k], grads_again[k]) for k in grads)
 
 
-@pytest.mark.parametrize("changes", [SIMPLE, TRIANGLES], ids=["simple", "triangles"])
+@pytest.mark.parametrize("changes", [SIMPLE, TRIANGLES, VECTORS], ids=["simple", "triangles", "vectors"])
 def test_bfloat16_autocast_stays_close(changes):
     net, inputs = make(**changes), batch([12, 9], 12)
     exact = net(**inputs)["coors_pred"]
@@ -308,12 +312,15 @@ def test_config_round_trip_and_errors():
         ({"seq_sep_dim": 64}, "must be odd"),
         ({"t_emb_dim": 15}, "must be even"),
         ({"multilabel_mode": "average"}, "not supported"),
+        ({"refine_after": 2}, "needs vector_channels"),
+        ({"refine_after": 4, "vector_channels": 2}, "a layer below 4"),
+        ({"vector_channels": 2, **TRIANGLES}, "cannot be combined"),
     ]:
         with pytest.raises(XDistillError, match=message):
             ProteinaConfig.from_dict({**BASE, **changes})
 
 
-@pytest.mark.parametrize("changes", [SIMPLE, TRIANGLES], ids=["simple", "triangles"])
+@pytest.mark.parametrize("changes", [SIMPLE, TRIANGLES, VECTORS], ids=["simple", "triangles", "vectors"])
 def test_forward_mode_derivative_agrees_with_reverse_mode(changes):
     """`<u, J v> = <J^T u, v>` for the Jacobian with respect to (x_t, t), as mean-flow objectives need it."""
     net, inputs = make(**changes), batch([7, 5], 7)
@@ -329,3 +336,45 @@ def test_forward_mode_derivative_agrees_with_reverse_mode(changes):
     _, pullback = torch.func.vjp(call, x, t)
     g_x, g_t = pullback(u)
     torch.testing.assert_close((u * forward).sum(), (g_x * v_x).sum() + (g_t * v_t).sum(), atol=1e-4, rtol=1e-3)
+
+
+def rotation(seed: int = 4) -> Tensor:
+    q = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(seed)))[0]
+    return q * torch.linalg.det(q)
+
+
+def test_vector_channels_turn_with_the_chain_and_know_its_hand():
+    net, inputs = make(**VECTORS).double(), batch([20, 13], 20)
+    given, turn = inputs.pop("x_t"), rotation()
+    with torch.no_grad():
+        out, turned, mirrored = (net(x, **inputs)["coors_pred"] for x in (given, given @ turn, -given))
+    scale = out.abs().max()
+    torch.testing.assert_close(turned / scale, out @ turn / scale, atol=1e-5, rtol=0)
+    assert (mirrored + out).abs().max() > 0.01 * scale
+
+
+def test_refined_distances_are_those_of_the_estimate(monkeypatch):
+    """Layers from `refine_after` on read the pair distances of x_t + (1 - t) v, by the table and by the pairwise form."""
+    net, inputs = make(**VECTORS, seq_sep_dim=9, xt_pair_dist_dim=7), batch([20, 13], 20)
+    seen, original = [], PairFactory._bins
+    monkeypatch.setattr(
+        PairFactory,
+        "_bins",
+        lambda s, name, i: (seen.append(i.x_t) if "dists" in name else None, original(s, name, i))[1],
+    )
+    fast = net(**inputs)["coors_pred"]
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[0], inputs["x_t"])
+    assert (seen[1] - seen[0]).abs().max() > 0.1
+    monkeypatch.setattr(PairFactory, "table", lambda *a, **k: None)
+    torch.testing.assert_close(fast, net(**inputs)["coors_pred"], atol=1e-4, rtol=1e-4)
+
+
+def test_number_of_steps_conditions_the_student():
+    net, inputs = make(step_conditioning=True), batch([7, 5], 7)
+    told = {k: torch.tensor([k, k]) for k in (1.0, 8.0)}
+    assert (
+        net(**inputs, steps=told[1.0])["coors_pred"] - net(**inputs, steps=told[8.0])["coors_pred"]
+    ).abs().max() > 1e-3
+    fresh = Proteina(ProteinaConfig.from_dict({**BASE, "step_conditioning": True}), CLASSES)
+    assert torch.equal(fresh(**inputs, steps=told[8.0])["coors_pred"], fresh(**inputs)["coors_pred"])
