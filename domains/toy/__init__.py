@@ -15,8 +15,16 @@ from torch import nn
 
 from xdistill import rng
 from xdistill.discriminator import PooledDiscriminator
-from xdistill.domain import DataSource, Domain, Metric, TeacherSampler, clone
-from xdistill.domains.toy.codec import read_folder, write_array
+from xdistill.domain import DataSource, Domain, FilterFactory, Metric, TeacherSampler, clone
+from xdistill.domains.toy.codec import (
+    PACKED_SUFFIX,
+    encode_array,
+    pack_arrays,
+    read_array,
+    read_folder,
+    unpack_arrays,
+    write_array,
+)
 from xdistill.domains.toy.data import (
     PROCESSES,
     FolderSource,
@@ -27,6 +35,7 @@ from xdistill.domains.toy.data import (
     condition,
     integer,
 )
+from xdistill.domains.toy.filters import Radius, Side, radius, similarity
 from xdistill.domains.toy.metrics import point_metrics
 from xdistill.domains.toy.teacher import Label, MixtureTeacher, PointNet
 from xdistill.domains.toy.tokens import (
@@ -41,6 +50,7 @@ from xdistill.domains.toy.tokens import (
 from xdistill.errors import UsageError, XDistillError
 from xdistill.models import Batch, Featurizer
 from xdistill.process import GaussianProcess, Kind
+from xdistill.registry import nearest
 from xdistill.rng import Generator
 from xdistill.samplers import Plan, ode
 from xdistill.state import Field, Padded, Tokens
@@ -62,6 +72,8 @@ class ToyDomain(Domain):
     name = "toy"
     process: GaussianProcess
     formats = ("npz", "csv")
+    packed_suffix = PACKED_SUFFIX
+    ranking = MappingProxyType({"radius": "low", "side": "high"})
     request_keys = MappingProxyType(
         {"points": "points of each set (default: drawn)", "label": "the mode of every sample (default: drawn)"}
     )
@@ -176,8 +188,31 @@ class ToyDomain(Domain):
     def write(self, sample: np.ndarray, path: Path) -> Path:
         return write_array(sample, path)
 
+    def encode(self, sample: np.ndarray, format: str, **metadata: str | int | float) -> bytes:
+        if format not in self.formats:
+            raise UsageError(f"unknown format '{format}'{nearest(format, self.formats)}")
+        return encode_array(sample, f".{format}")
+
+    def load(self, path: Path) -> np.ndarray:
+        return read_array(path)
+
     def read(self, folder: Path) -> list[np.ndarray]:
         return read_folder(folder)
+
+    def pack(self, samples: Sequence[np.ndarray], indices: Sequence[int]) -> bytes:
+        return pack_arrays(samples, indices)
+
+    def unpack(self, data: bytes) -> dict[int, np.ndarray]:
+        return unpack_arrays(data)
+
+    def filters(self) -> Mapping[str, FilterFactory]:
+        return {"radius": Radius, "side": Side}
+
+    def design_metrics(self, sample: np.ndarray) -> dict[str, float | int | bool]:
+        return {"points": len(sample), "radius": radius(sample)}
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
+        return similarity(a, b)
 
     def _asset_fits(self) -> bool:
         return asset_config() == {k: getattr(self.toy, k) for k in ASSET_KEYS}
@@ -188,6 +223,7 @@ class ToyTokens(ToyDomain):
 
     process: Masking  # type: ignore[assignment]
     request_keys = MappingProxyType({})
+    ranking = MappingProxyType({})
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
@@ -235,6 +271,16 @@ class ToyTokens(ToyDomain):
 
     def headline(self) -> Sequence[str]:
         return ("total_variation",)
+
+    def filters(self) -> Mapping[str, FilterFactory]:
+        return {}
+
+    def design_metrics(self, sample: np.ndarray) -> dict[str, float | int | bool]:
+        return {"tokens": len(sample)}
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
+        """Share of equal tokens."""
+        return float((a == b).mean())
 
     def draw(self, ax: Any, sample: np.ndarray) -> None:
         ax.imshow(sample[None], vmin=0, vmax=self.toy.vocabulary - 1)
