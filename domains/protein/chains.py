@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from xdistill.errors import XDistillError
 
@@ -160,17 +160,22 @@ class ChainSet:
         return slice(self._offset[i], self._offset[i + 1])
 
     def _coarse_classes(self) -> NDArray[np.int64]:
-        helix, strand = (self._fraction(letters) for letters in (HELIX, STRAND))
-        rules = [
-            (helix >= 0.15) & (strand < 0.10),
-            (strand >= 0.15) & (helix < 0.10),
-            (helix >= 0.10) & (strand >= 0.10),
-        ]
-        return np.select(rules, [1, 2, 3], default=4).astype(np.int64)
+        return coarse_class(self._fraction(HELIX), self._fraction(STRAND))
 
     def _fraction(self, letters: bytes) -> NDArray[np.float64]:
         hits = np.concatenate([[0], np.cumsum(np.isin(self._dssp, list(letters)))])
         return (hits[self._offset[1:]] - hits[self._offset[:-1]]) / np.maximum(self.lengths, 1)
+
+
+def coarse_class(helix: ArrayLike, strand: ArrayLike) -> NDArray[np.int64]:
+    """Fold classes 1..4 from fractions of helix and strand residues; the rule of `ChainSet.coarse_class`."""
+    helix, strand = np.asarray(helix), np.asarray(strand)
+    rules = [
+        (helix >= 0.15) & (strand < 0.10),
+        (strand >= 0.15) & (helix < 0.10),
+        (helix >= 0.10) & (strand >= 0.10),
+    ]
+    return np.select(rules, [1, 2, 3], default=4).astype(np.int64)
 
 
 def split_of(representative: str) -> Split:

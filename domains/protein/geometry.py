@@ -66,14 +66,19 @@ def secondary_structure(x: Array) -> str:
     return "".join(struc.annotate_sse(ca_array(x / NM)))
 
 
-def descriptor(x: Array) -> Array:
-    """[16] shape descriptors: helix and strand content, left-handed fraction, compactness, relative contact order
-    (mean |i - j| / n over pairs closer than 8 A, 0 without contacts), distance histogram of |i - j| > 2 (11 bins).
-    """
+def contact_order(x: Array) -> float:
+    """Relative contact order: mean |i - j| / n over pairs with |i - j| > 2 closer than 8 A, 0 without contacts."""
     distance, i, j = pair_distances(x)
     contact = distance < CONTACT
-    order = (j - i)[contact].mean() / len(x) if contact.any() else 0.0
+    return float((j - i)[contact].mean() / len(x)) if contact.any() else 0.0
+
+
+def descriptor(x: Array) -> Array:
+    """[16] shape descriptors: helix and strand content, left-handed fraction, compactness, relative contact order,
+    distance histogram of |i - j| > 2 (11 bins).
+    """
+    distance = pair_distances(x)[0]
     sse, left = secondary_structure(x), handed_dihedrals(x)[1] / max(len(x) - 3, 1)
     histogram = np.histogram(distance, HISTOGRAM_EDGES)[0] / max(len(distance), 1)
-    head = [sse.count("a") / len(x), sse.count("b") / len(x), left, compactness(x), order]
+    head = [sse.count("a") / len(x), sse.count("b") / len(x), left, compactness(x), contact_order(x)]
     return np.concatenate([head, histogram])
