@@ -37,13 +37,18 @@ def rotation(covariance: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
+def superpose(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The rigid motion x R^T + t of x [..., n, 3] onto y that minimises sum_i w_i d_i^2: R [..., 3, 3], t [..., 3]."""
+    w = (weight / weight.sum(-1, keepdim=True).clamp(min=1e-12))[..., None]
+    from_, to = (w * x).sum(-2, keepdim=True), (w * y).sum(-2, keepdim=True)
+    turn = rotation((w * (x - from_)).mT @ (y - to))
+    return turn, (to - from_ @ turn.mT).squeeze(-2)
+
+
 def superposed_distance(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """Squared distances [..., n] after the rigid motion of x [..., n, 3] onto y that minimises sum_i w_i d_i^2."""
-    w = (weight / weight.sum(-1, keepdim=True))[..., None]
-    x = x - (w * x).sum(-2, keepdim=True)
-    y = y - (w * y).sum(-2, keepdim=True)
-    turn = rotation((w * x).mT @ y)
-    return (x @ turn.mT - y).square().sum(-1)
+    """Squared distances [..., n] after `superpose`."""
+    turn, shift = superpose(x, y, weight)
+    return (x @ turn.mT + shift[..., None, :] - y).square().sum(-1)
 
 
 def kabsch_rmsd(x: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+"""Novelty: the largest TM-score of a chain with the real chains, found by a prefilter and alignment of the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xdistill.domains.protein.alignment import structural_tm
+from xdistill.domains.protein.chains import ChainSet, load_embedded
+
+Array = NDArray[np.float64]
+POINTS = 20  # of the resampled trace whose distances are its signature
+TOLERANCE = 0.3  # nm: distances that differ by this count half
+GRID = np.array([32, 40, 50, 62, 78, 98, 122, 152, 190, 238])  # residues of stretches
+STRIDES, SHORTER = 8, 0.9  # stretches start every 1/8 of their size; of chains at least 1/0.9 as long
+_PAIRS = np.triu_indices(POINTS, 2)
+
+
+def max_tm(chains: Sequence[ArrayLike], reference: ChainSet | None = None, top: int = 50) -> Array:
+    """[b] largest TM-score of each CA trace [n, 3] (nm) with a reference chain, normalised by the trace's length.
+
+    Args:
+        reference: real chains; default: the embedded set of 4 587 (all splits).
+        top: reference chains that are aligned to each trace: those of the most similar signature.
+    """
+    index = SignatureIndex.of(load_embedded("all") if reference is None else reference)
+    pairs = [(c, index.chains.coords(int(i)).copy()) for c in chains for i in index.candidates(c, top)]
+    per_chain = min(top, len(index.chains))
+    scores = structural_tm(pairs, [len(a) for a, _ in pairs])
+    return scores.double().numpy().reshape(len(chains), per_chain).max(1)
+
+
+@dataclass(frozen=True)
+class SignatureIndex:
+    """Signatures of reference chains for quick ranking.
+
+    A signature is the distance matrix of 20 points resampled along a stretch of the chain: it needs no
+    superposition, and a stretch has the same signature wherever it lies. A query is compared with whole reference
+    chains and, of longer ones, with stretches of its own length; of shorter ones, with stretches of the query.
+    """
+
+    chains: ChainSet
+    whole: NDArray[np.float32]
+    windows: dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+    @classmethod
+    def of(cls, chains: ChainSet) -> SignatureIndex:
+        """The index of `chains`, kept for the next call."""
+        if id(chains) not in _INDEX or _INDEX[id(chains)].chains is not chains:
+            whole = np.concatenate([signatures(chains.coords(i), np.zeros(1), len_) for i, len_ in _sizes(chains)])
+            _INDEX.clear()
+            _INDEX[id(chains)] = cls(chains, whole, {})
+        return _INDEX[id(chains)]
+
+    def candidates(self, chain: ArrayLike, top: int) -> NDArray[np.int64]:
+        """The `top` reference chains by similarity of signatures times the share of the query that it covers."""
+        x = np.asarray(chain, np.float32)
+        n, lengths = len(x), self.chains.lengths
+        query = signatures(x, np.zeros(1), n)
+        score = _alike(self.whole, query) * np.minimum(lengths / n, 1)
+        stretch, owner = self._windows(GRID[np.abs(GRID - n).argmin()])
+        np.maximum.at(score, owner, _alike(stretch, query))
+        for size in GRID[GRID < SHORTER * n]:
+            short = np.flatnonzero(GRID[np.abs(lengths[:, None] - GRID).argmin(1)] == size)
+            parts = signatures(x, np.arange(0, n - size + 1, max(size // STRIDES, 1)), size)
+            for part in parts:
+                score[short] = np.maximum(score[short], _alike(self.whole[short], part[None]) * size / n)
+        return np.argsort(-score, kind="stable")[:top]
+
+    def _windows(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if size not in self.windows:
+            step = max(size // STRIDES, 1)
+            starts = {i: np.arange(0, n - size + 1, step) for i, n in _sizes(self.chains) if size < SHORTER * n}
+            parts = [signatures(self.chains.coords(i), s, size) for i, s in starts.items()]
+            owner = np.repeat(np.fromiter(starts, int, len(starts)), [len(s) for s in starts.values()])
+            self.windows[size] = np.concatenate([np.zeros((0, len(_PAIRS[0])), np.float32), *parts]), owner
+        return self.windows[size]
+
+
+_INDEX: dict[int, SignatureIndex] = {}
+
+
+def signatures(x: NDArray[np.floating], starts: NDArray[np.integer], size: int) -> NDArray[np.float32]:
+    """[w, 171] distances in nm of the points resampled along the stretches x[start : start + size]."""
+    at = np.asarray(starts)[:, None] + np.linspace(0, size - 1, POINTS)
+    low = np.minimum(at.astype(int), len(x) - 2)
+    part = (at - low)[..., None]
+    points = (x[low] * (1 - part) + x[low + 1] * part).astype(np.float32)
+    return np.linalg.norm(points[:, _PAIRS[0]] - points[:, _PAIRS[1]], axis=-1)
+
+
+def _alike(many: NDArray[np.float32], one: NDArray[np.float32]) -> Array:
+    return (1 / (1 + ((many - one) / TOLERANCE) ** 2)).mean(1).astype(np.float64)
+
+
+def _sizes(chains: ChainSet) -> enumerate[int]:
+    return enumerate(chains.lengths.tolist())
