@@ -172,11 +172,10 @@ class Domain(ABC):
     def write(self, sample: Any, path: Path) -> Path:
         """Write one decoded sample atomically; returns the final path (with the format's suffix)."""
 
-    def encode(self, sample: Any, format: str, **metadata: str | int | float) -> bytes:
+    def encode(self, sample: Any, format: str) -> bytes:
         """The content of the file that `write` writes, a function of the sample as `unpack(pack(...))` returns it.
 
-        metadata: provenance that the format can carry beside the sample; generation passes none, so that files
-        extracted from a shard equal those written directly. Raises UsageError for an unknown format.
+        Raises UsageError for an unknown format, XDistillError for a sample that it cannot hold.
         """
         raise UsageError(f"domain '{self.name}' encodes no samples")
 

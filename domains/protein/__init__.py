@@ -237,7 +237,7 @@ class ProteinDomain(Domain):
         codec.write_structure(path, packed.on_grid(sample))
         return path
 
-    def encode(self, sample: Any, format: str, **metadata: str | int | float) -> bytes:
+    def encode(self, sample: Any, format: str) -> bytes:
         """Coordinates carry three decimals (0.001 A) in every format, as packed shards do."""
         if format not in self.formats:
             raise UsageError(f"unknown format '{format}'{nearest(format, self.formats)}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xdistill.domain import Verdict
-from xdistill.domains.protein import geometry
+from xdistill.domains.protein import geometry, mpnn, novelty
 from xdistill.domains.protein.codec import NM
 from xdistill.domains.protein.metrics import ANGLES, BOND, BOND_TOLERANCE, CLASH, VALID_ANGLES, VALID_BONDS
 from xdistill.errors import UsageError
@@ -59,20 +59,20 @@ class Confidence:
     columns: ClassVar[Sequence[str]] = ("mpnn",)
 
     def __post_init__(self) -> None:
+        """Raise UsageError, before anything is generated, when the weights are not installed."""
         _check("mpnn.entropy", self.entropy, 0, np.inf, "nats a residue")
+        mpnn.weights_path()
 
     def __call__(self, samples: Sequence[ArrayLike]) -> list[Verdict]:
         """Chains with NaN or infinity fall, unseen by the network."""
-        from xdistill.domains.protein import mpnn
-
-        return _at_most("mpnn", self.entropy, samples, lambda chains: mpnn.confidence(chains, batch=len(chains)))
+        return _at_most("mpnn", self.entropy, samples, mpnn.confidence)
 
 
 @dataclass(frozen=True)
 class Novelty:
     """Chains unlike every chain of the embedded set of real proteins.
 
-    max_tm: most TM-score to the nearest one, normalised by the longer chain. top: real chains that each design is
+    max_tm: most TM-score to the nearest one, normalised by the design's length. top: real chains that each design is
     aligned to, those of nearest shape descriptors.
     """
 
@@ -86,8 +86,6 @@ class Novelty:
 
     def __call__(self, samples: Sequence[ArrayLike]) -> list[Verdict]:
         """Chains with NaN or infinity fall, aligned to nothing."""
-        from xdistill.domains.protein import novelty
-
         return _at_most("max_tm", self.max_tm, samples, lambda chains: novelty.max_tm(chains, top=self.top))
 
 

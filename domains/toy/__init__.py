@@ -188,7 +188,7 @@ class ToyDomain(Domain):
     def write(self, sample: np.ndarray, path: Path) -> Path:
         return write_array(sample, path)
 
-    def encode(self, sample: np.ndarray, format: str, **metadata: str | int | float) -> bytes:
+    def encode(self, sample: np.ndarray, format: str) -> bytes:
         if format not in self.formats:
             raise UsageError(f"unknown format '{format}'{nearest(format, self.formats)}")
         return encode_array(sample, f".{format}")
