@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class ProteinCond:
 
     def to(self, device: torch.device | str) -> ProteinCond:
         """On another device."""
-        values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return ProteinCond(**values)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 class ProteinFlow(nn.Module):

@@ -18,6 +18,7 @@ from xdistill.domains.protein.network.blocks import (
     SwiGLU,
     TransformerLayer,
     attention_bias,
+    compute_dtype,
     full_precision,
     normalise,
 )
@@ -140,7 +141,7 @@ class Proteina(nn.Module):
         s, z, v = self._trunk(s, Conditioning.build(c, r, mask.shape[1]), inputs)
         if v is None:
             with full_precision(x_t):
-                v = self.coors_3d_decoder(s[:, r:].to(self.coors_3d_decoder[1].weight.dtype))
+                v = self.coors_3d_decoder(s[:, r:].to(self.transition_c_1.linear_out.weight.dtype))
         out = {"coors_pred": v * mask.unsqueeze(-1)}
         if need_pair and z is not None and self.config.predicts_pair:
             out["pair_pred"] = self.pair_head_prediction(z[:, r:, r:])
@@ -149,12 +150,12 @@ class Proteina(nn.Module):
         return out
 
     def _trunk(self, s: Tensor, c: Conditioning, inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Transformer layers and pair updates over registers and residues: s, z if it was built, v of vector channels."""
+        """Layers and pair updates over registers and residues: s, z if it was built, v if there are vector channels."""
         r = self.config.num_registers
         mask = F.pad(inputs.mask, (r, 0), value=True)
         z: Tensor | None = None
         v = torch.zeros_like(inputs.x_t) if self.config.vector_channels else None
-        points: Tensor | None = None
+        x, points = inputs.x_t, None
         biases: list[Tensor] = []
         for i, layer in enumerate(self.transformer_layers):
             if v is not None:
@@ -168,7 +169,7 @@ class Proteina(nn.Module):
             if not biases:
                 biases = self._biases(z, mask, i)
             s, sums = self._run(layer, s, biases.pop(0), c, points)
-            if v is not None:
+            if v is not None and points is not None:
                 means = (sums[..., :3] - sums[..., 3:] * points[..., :3]).permute(1, 2, 0, 3)[:, r:]
                 moved, v = self._run(self.vector_layers[i], s[:, r:], x, v, means, inputs.mask)
                 s = torch.cat((s[:, :r], moved), dim=1)
@@ -202,7 +203,9 @@ class Proteina(nn.Module):
             rows, index = found
             # Two more rows: z = 0 (pairs with a register), and masked keys.
             bias = attention_bias(F.pad(rows, (0, 0, 0, 1)), layers)
-        bias = F.pad(bias.float(), (0, 1), value=torch.finfo(torch.float32).min)
+        # Gradients of many pairs meet in one row: float32; without them half the memory traffic counts more.
+        dtype = torch.float32 if torch.is_grad_enabled() else compute_dtype(bias)
+        bias = F.pad(bias.to(dtype), (0, 1), value=torch.finfo(dtype).min)
         r = cfg.num_registers
         index = F.pad(index.expand(b, -1, -1), (r, 0, r, 0), value=len(rows))
         index = index.masked_fill(~mask.unsqueeze(1), len(rows) + 1)

@@ -2,7 +2,8 @@
 
 The attention weights of a layer also average positions. Dot products of the resulting vectors inform the residues,
 triple products tell right from left, and the residues weigh the vectors into a velocity: after each layer
-`x_t + (1 - t) v` is a better estimate of the clean backbone, and what the next layer looks at. Kin: 2102.09844, 2106.03843.
+`x_t + (1 - t) v` is a better estimate of the clean backbone, and what the next layer looks at. Kin: arXiv:2102.09844,
+arXiv:2106.03843.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class VectorUpdate(nn.Module):
         self.channels = channels
         self.mix = nn.Linear(heads + len(OFFSETS) + 2, 2 * channels, bias=False)
         pairs = torch.triu_indices(2 * channels, 2 * channels)
+        self.pairs: Tensor
         self.register_buffer("pairs", pairs[0] * 2 * channels + pairs[1], persistent=False)
         self.read = nn.Linear(pairs.shape[1] + channels * channels, dim)
         self.norm = LayerNorm(dim)
@@ -40,8 +42,11 @@ class VectorUpdate(nn.Module):
         """One update.
 
         Args:
-            s: `[b, n, dim]` residues. x: `[b, n, 3]` present estimate of the clean backbone, nm. v: `[b, n, 3]` velocity
-                so far. means: `[b, n, heads, 3]` attended displacements from each residue. mask: `[b, n]`.
+            s: `[b, n, dim]` residues.
+            x: `[b, n, 3]` present estimate of the clean backbone, nm.
+            v: `[b, n, 3]` velocity so far.
+            means: `[b, n, heads, 3]` attended displacements from each residue.
+            mask: `[b, n]`.
 
         Returns:
             New `s` and `v`; rotating x, v and means rotates v and leaves s alone.

@@ -354,7 +354,7 @@ def test_vector_channels_turn_with_the_chain_and_know_its_hand():
 
 
 def test_refined_distances_are_those_of_the_estimate(monkeypatch):
-    """Layers from `refine_after` on read the pair distances of x_t + (1 - t) v, by the table and by the pairwise form."""
+    """Layers from `refine_after` on read the distances of x_t + (1 - t) v, by the table and by the pairwise form."""
     net, inputs = make(**VECTORS, seq_sep_dim=9, xt_pair_dist_dim=7), batch([20, 13], 20)
     seen, original = [], PairFactory._bins
     monkeypatch.setattr(
