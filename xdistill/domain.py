@@ -66,6 +66,22 @@ class Filter(Protocol):
 FilterFactory = Callable[..., Filter]
 
 
+class Neighbours:
+    """Samples collected so far, and whether another one is too similar to any of them."""
+
+    def __init__(self, similarity: Callable[[Any, Any], float], threshold: float) -> None:
+        self.similarity, self.threshold = similarity, threshold
+        self.samples: list[Any] = []
+
+    def add(self, sample: Any) -> None:
+        """Collect one sample."""
+        self.samples.append(sample)
+
+    def has_near(self, sample: Any) -> bool:
+        """Whether the similarity of `sample` to any collected one exceeds the threshold."""
+        return any(self.similarity(sample, other) > self.threshold for other in self.samples)
+
+
 class Domain(ABC):
     """One modality. `cfg` is the domain's own resolved configuration section.
 
@@ -73,6 +89,7 @@ class Domain(ABC):
     domain. request_keys: what `generate` may ask of a sample beyond its number, key -> help.
     formats: suffixes that `write` and `encode` know, the default first. packed_suffix: of packed shards, none when the
     domain packs no samples. ranking: what a shortlist may rank by, column of the manifest -> `low` or `high` is better.
+    design_columns: what `design_metrics` returns.
     """
 
     name: str
@@ -84,6 +101,7 @@ class Domain(ABC):
     formats: Sequence[str] = ()
     packed_suffix: str = ""
     ranking: Mapping[str, str] = MappingProxyType({})
+    design_columns: Sequence[str] = ()
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self.cfg = cfg
@@ -200,20 +218,16 @@ class Domain(ABC):
         return {}
 
     def design_metrics(self, sample: Any) -> dict[str, float | int | bool]:
-        """Cheap numbers of one decoded sample for the manifest; the same keys for every sample, whatever its state."""
+        """Cheap numbers of one decoded sample for the manifest, `design_columns`, whatever state the sample is in."""
         return {}
 
     def similarity(self, a: Any, b: Any) -> float:
         """How alike two samples are: symmetric, in [0, 1], 1 for equal ones."""
         raise UsageError(f"domain '{self.name}' cannot compare samples: leave out diversity=")
 
-    def similar(self, sample: Any, others: Sequence[Any], threshold: float) -> bool:
-        """Whether `similarity` of `sample` with any of `others` exceeds `threshold`; likely ones come first."""
-        return any(self.similarity(sample, other) > threshold for other in others)
-
-    def signature(self, sample: Any) -> Sequence[float]:
-        """A short vector, near for samples that are likely similar: it orders searches, it decides nothing."""
-        return ()
+    def neighbours(self, threshold: float) -> Neighbours:
+        """An empty collection that tells whether a sample's similarity to any of its own exceeds `threshold`."""
+        return Neighbours(self.similarity, threshold)
 
 
 class DataReport(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,19 +16,18 @@ from torch import nn
 
 from xdistill import rng
 from xdistill.discriminator import PooledDiscriminator
-from xdistill.domain import DataSource, Domain, FilterFactory, Metric, TeacherSampler
+from xdistill.domain import DataSource, Domain, FilterFactory, Metric, Neighbours, TeacherSampler
 from xdistill.domains.protein import codec, filters, metrics, packed, teacher
 from xdistill.domains.protein.chains import ChainSet, load_embedded
 from xdistill.domains.protein.data import LengthLaw
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
 from xdistill.domains.protein.labels import coarse_class_map
+from xdistill.domains.protein.neighbours import FoldNeighbours, tm
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.domains.protein.sampler import ProteinaPlan
 from xdistill.domains.protein.sources import ChainSource, LengthSource
 from xdistill.domains.protein.structures import read_folder, structure_files
-from xdistill.domains.protein.viewer import pdb_model
 from xdistill.errors import UsageError
-from xdistill.html_report import Panel, Row
 from xdistill.models import Batch
 from xdistill.process import Linear
 from xdistill.registry import nearest
@@ -36,6 +35,9 @@ from xdistill.rng import Generator
 from xdistill.samplers import ode, renoise, sde
 from xdistill.state import Field, Padded
 from xdistill.times import LogAnchors
+
+if TYPE_CHECKING:
+    from xdistill.html_report import Panel, Row
 
 __all__ = ["ProteinCond", "ProteinDomain", "ProteinFlow"]
 
@@ -72,6 +74,7 @@ class ProteinDomain(Domain):
     formats = ("pdb", "cif", "bcif")
     packed_suffix = packed.SUFFIX
     ranking = MappingProxyType(filters.RANKING)
+    design_columns = filters.DESIGN_COLUMNS
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
@@ -219,7 +222,9 @@ class ProteinDomain(Domain):
         return panels(rows)
 
     def viewer_models(self, samples: Sequence[Any]) -> list[str]:
-        return [pdb_model(x) for x in samples]
+        from xdistill.domains.protein.viewer import pdb_models
+
+        return pdb_models(samples)
 
     def reference_metrics(self) -> dict[str, Metric]:
         """What held-out real chains score."""
@@ -257,6 +262,13 @@ class ProteinDomain(Domain):
 
     def design_metrics(self, sample: Any) -> dict[str, float | int | bool]:
         return filters.design_metrics(sample)
+
+    def similarity(self, a: Any, b: Any) -> float:
+        """TM-score of finite chains, normalised by the longer."""
+        return tm(a, b)
+
+    def neighbours(self, threshold: float) -> Neighbours:
+        return FoldNeighbours(threshold)
 
     def read(self, folder: Path) -> list[NDArray[Any]]:
         """Every chain of 4 or more residues as it is: what has broken bonds is to be measured, not to be left out."""

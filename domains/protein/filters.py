@@ -90,6 +90,10 @@ class Novelty:
 
 
 FILTERS = {"geometry": Geometry, "mpnn": Confidence, "novelty": Novelty}
+DESIGN_COLUMNS = (
+    *("length", "finite", "valid_bonds", "valid_angles", "clashes"),
+    *("compactness", "helix", "strand", "handedness"),
+)
 #: Columns that a shortlist may rank by.
 RANKING = {
     **dict.fromkeys(("mpnn", "max_tm", "clashes", "compactness"), "low"),
@@ -126,7 +130,7 @@ def design_metrics(sample: ArrayLike) -> dict[str, float | int | bool]:
     x = angstrom(sample)
     found: dict[str, float | int | bool] = {"length": len(x), "finite": bool(np.isfinite(x).all()), **local_geometry(x)}
     if not usable(x):
-        return found | dict.fromkeys(("compactness", "helix", "strand", "handedness"), float("nan"))
+        return found | dict.fromkeys(DESIGN_COLUMNS[5:], float("nan"))
     (right, left), sse = geometry.handed_dihedrals(x), geometry.secondary_structure(x)
     return found | {
         "compactness": geometry.compactness(x),

@@ -74,6 +74,7 @@ class ToyDomain(Domain):
     formats = ("npz", "csv")
     packed_suffix = PACKED_SUFFIX
     ranking = MappingProxyType({"radius": "low", "side": "high"})
+    design_columns = ("points", "radius")
     request_keys = MappingProxyType(
         {"points": "points of each set (default: drawn)", "label": "the mode of every sample (default: drawn)"}
     )
@@ -224,6 +225,7 @@ class ToyTokens(ToyDomain):
     process: Masking  # type: ignore[assignment]
     request_keys = MappingProxyType({})
     ranking = MappingProxyType({})
+    design_columns = ("tokens",)
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
