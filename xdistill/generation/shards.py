@@ -14,7 +14,7 @@ from xdistill.domain import Domain
 from xdistill.errors import UsageError, XDistillError
 
 PACKED = "packed"  # what `format=` calls it
-CACHED = 64  # shards that `Designs` keeps unpacked
+CACHED = 128  # shards that `Designs` keeps unpacked
 
 
 def shard_name(domain: Domain, number: int) -> str:
