@@ -157,6 +157,18 @@ class GenerateConfig:
 
 
 @dataclass
+class ExtractConfig:
+    """out: folder for the files. index: of the designs, as in 3,17,100-120, or all, passed (all filters) or shortlist.
+    format: of the files (none: the domain's first). domain: the modality (none: as the folder's request.json says).
+    """
+
+    out: str | None = None
+    index: str = "all"
+    format: str | None = None
+    domain: str | None = None
+
+
+@dataclass
 class EvaluateConfig:
     """domain: the modality. ckpt: checkpoints to sample from, separated by commas. dir: folders of samples made by
     anyone in the domain's formats, separated by commas. num: samples of each checkpoint. json: where to save the

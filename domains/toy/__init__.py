@@ -74,7 +74,7 @@ class ToyDomain(Domain):
     formats = ("npz", "csv")
     packed_suffix = PACKED_SUFFIX
     ranking = MappingProxyType({"radius": "low", "side": "high"})
-    design_columns = ("points", "radius")
+    design_columns: Sequence[str] = ("points", "radius")
     request_keys = MappingProxyType(
         {"points": "points of each set (default: drawn)", "label": "the mode of every sample (default: drawn)"}
     )

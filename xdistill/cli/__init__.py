@@ -17,6 +17,7 @@ from xdistill.registry import nearest
 VERBS = {
     "fit": ("xdistill.cli.fit", "distil a teacher into a few-step student (or train a teacher)"),
     "generate": ("xdistill.cli.generate", "draw samples from a student into files"),
+    "extract": ("xdistill.cli.extract", "take designs out of packed shards, as single files"),
     "evaluate": ("xdistill.cli.evaluate", "measure samples of checkpoints or folders, with intervals"),
     "bench": ("xdistill.cli.bench", "time the student against its teacher"),
     "list": ("xdistill.cli.listing", "the domains and objectives there are"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -36,6 +37,14 @@ ABOUT = {
             "xdistill generate domain=toy ckpt=runs/toy_sid num=1000 batch=250 seed=1 out=points",
         ),
     ),
+    "extract": (
+        "xdistill extract DIR out=OUT [key=value ...]",
+        "Write designs of packed shards (generate format=packed) as files, the same that generate would have written.",
+        (
+            "xdistill extract candidates index=3,17,100-120 out=some",
+            "xdistill extract candidates index=shortlist format=cif out=keepers",
+        ),
+    ),
     "evaluate": (
         "xdistill evaluate domain=NAME ckpt=RUN[,RUN] | dir=DIR[,DIR] [key=value ...]",
         "Measure samples with the domain's metrics and their 95 % intervals; print a table and save it as JSON.",
@@ -62,7 +71,12 @@ ABOUT = {
         ("xdistill doctor", "xdistill doctor teacher domain=protein", "xdistill doctor run runs/protein_sid"),
     ),
 }
-SCHEMAS = {"generate": config.GenerateConfig, "evaluate": config.EvaluateConfig, "bench": config.BenchConfig}
+SCHEMAS = {
+    "generate": config.GenerateConfig,
+    "extract": config.ExtractConfig,
+    "evaluate": config.EvaluateConfig,
+    "bench": config.BenchConfig,
+}
 
 
 def verb_help(verb: str, args: Sequence[str]) -> str:
@@ -147,13 +161,25 @@ def _schema_keys(schema: type[Any], args: Sequence[str]) -> str:
     lines = ["keys (key=value)"]
     for f in fields(schema):
         lines.append(_key(f.name, "required" if f.default is MISSING else f.default, docs[f.name]))
-    if (pairs := split(args)).get("domain"):
+    if (pairs := split([a for a in args if "=" in a])).get("domain"):
         domain = domain_class(pairs)
-        lines += [_key(k, None, meaning) for k, meaning in domain.request_keys.items()]
+        if schema is not config.ExtractConfig:
+            lines += [_key(k, None, meaning) for k, meaning in domain.request_keys.items()]
+        if schema is config.GenerateConfig:
+            lines += _filter_keys(domain)
         lines.append(f"  formats of {domain.name}: {', '.join(domain.formats)}")
     else:
         lines.append("  a domain's own keys: add domain=NAME to this --help")
     return "\n".join(lines)
+
+
+def _filter_keys(domain: type[Any]) -> Iterator[str]:
+    """Options of the domain's filters; a filter that is no dataclass has its names and defaults shown."""
+    filters: Mapping[str, Any] = domain({}).filters()
+    for name, factory in filters.items():
+        known = dict(_documented(factory)) if isinstance(factory, type) and is_dataclass(factory) else {}
+        options = inspect.signature(factory).parameters.items()
+        yield from (_key(f"filter.{name}.{k}", p.default, known.get(k, "")) for k, p in options)
 
 
 def _key(path: str, value: Any, meaning: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,6 @@ class Designs:
         if index not in shard:
             raise XDistillError(f"{path} does not hold design {index}: the manifest is of another run")
         return shard[index]
-
-
-def shard_designs(paths: Iterable[Path], domain: Domain, wanted: set[int] | None = None) -> Iterator[tuple[int, Any]]:
-    """(index, sample) of the shards, those of `wanted` alone when it is given, one shard in memory at a time."""
-    for path in paths:
-        for index, sample in read_shard(path, domain).items():
-            if wanted is None or index in wanted:
-                yield index, sample
 
 
 def write_design(folder: Path, domain: Domain, index: int, sample: Any, format: str) -> Path:
