@@ -139,10 +139,14 @@ class FitConfig:
 @dataclass
 class GenerateConfig:
     """domain: the modality. ckpt: a run folder, a checkpoint in it, or a folder of weights (none: the domain's shipped
-    student). num: samples. out: a new or empty folder, or one that the same request left unfinished. seed: sample i
-    depends on (seed, i) alone. batch: samples a network call. steps: network calls a sample (0: as trained).
+    student). num: designs. out: a new or empty folder, or one that the same request left unfinished. seed: design i
+    depends on (seed, i) alone. batch: most designs of a network call. steps: network calls a design (0: as trained).
     noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
-    format: of the files (none: the domain's first).
+    format: of the files, or packed, many designs in one file (none: the domain's first). shard: designs written and
+    recorded at once (0: 1024, or one batch up to 1024 designs). filter: names of the domain's filters, cheapest first,
+    separated by commas; filter.NAME.OPTION=VALUE sets their options. engine: local, also as ranks of torchrun or Slurm,
+    or ray. workers: processes, or actors of Ray (0: one a GPU, or one a core). threads: CPU threads of each; another
+    number rounds differently. ray_address: of a Ray cluster to join, also written ray.address (none: start one here).
     """
 
     domain: str
@@ -150,10 +154,16 @@ class GenerateConfig:
     num: int = 16
     out: str = "samples"
     seed: int = 0
-    batch: int = 16
+    batch: int = 32
     steps: int = 0
     noise_scale: float | None = None
     format: str | None = None
+    shard: int = 0
+    filter: str | None = None
+    engine: str = "local"
+    workers: int = 0
+    threads: int = 1
+    ray_address: str | None = None
 
 
 @dataclass

@@ -156,7 +156,7 @@ def foreign_folder(place: Place) -> list[str]:
 
 
 def other_request(place: Place) -> list[str]:
-    (place.folder / "manifest.json").write_text(json.dumps({"request": {"num": 5, "seed": 0}, "samples": []}))
+    (place.folder / "request.json").write_text(json.dumps({"num": 5, "seed": 0}))
     return ["generate", "domain=toy", f"ckpt={place.run}", f"out={place.folder}", "num=5", "seed=1"]
 
 

@@ -99,17 +99,17 @@ def test_interrupted_generate_says_how_to_continue(
     finished: Path, tmp_path: Path, xdistill: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal that arrives in the middle of writing."""
-    import xdistill.domains.toy as toy
+    from xdistill.generation import folder
 
-    write = toy.write_array
+    write = folder.replace_file
 
-    def interrupted(array: object, path: Path) -> Path:
+    def interrupted(path: Path, data: bytes, *, durable: bool = True) -> None:
         if path.name.startswith("sample_000003"):
             os.kill(os.getpid(), signal.SIGINT)
-        return write(array, path)  # type: ignore[arg-type]
+        write(path, data, durable=durable)
 
     line = ("generate", "domain=toy", f"ckpt={finished}", "num=6", "batch=2", f"out={tmp_path / 'samples'}")
-    monkeypatch.setattr(toy, "write_array", interrupted)
+    monkeypatch.setattr(folder, "replace_file", interrupted)
     outcome = xdistill(*line)
     assert outcome.code == 130
     assert f"continue with: xdistill generate domain=toy ckpt={finished}" in outcome.err

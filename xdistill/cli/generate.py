@@ -1,9 +1,11 @@
-"""`xdistill generate`: samples into files."""
+"""`xdistill generate`: designs into files, from a handful to millions."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,41 +13,92 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from xdistill.cli.keys import domain_class, read, split
 from xdistill.config import GenerateConfig
 
+if TYPE_CHECKING:
+    from xdistill.generation import Engine, Job, Outcome
+
+MANY = 128  # designs: fewer are done before a second process has started
+
 
 def run(args: Sequence[str]) -> int:
-    """Check the request, load the student, write the files."""
-    pairs = split(args)
+    """Check the request, load the student, write the designs."""
+    from xdistill.generation.filters import filter_options
+
+    judged, pairs = filter_options(split(args))
     cfg, request = read(GenerateConfig, pairs, domain_class(pairs).request_keys)
-    from xdistill.cli.student import device, load, options
     from xdistill.generation import generate
 
-    loaded = load(cfg)
+    work, job = engine(cfg), _job(cfg, request, judged)
     columns = (TextColumn("generate"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True))
-    task = progress.add_task("generate", total=cfg.num)
+    task, began = progress.add_task("generate", total=-(-cfg.num // work.rank.world)), time.monotonic()
 
     def show(done: int) -> None:
         progress.start()  # not before the request is known to be good
         progress.update(task, completed=done)
 
     try:
-        folder = generate(
-            loaded,
-            cfg.num,
-            Path(cfg.out),
-            seed=cfg.seed,
-            batch=cfg.batch,
-            options=options(loaded, cfg.steps, cfg.noise_scale),
-            request=request,
-            format=cfg.format,
-            device=device(),
-            on_batch=show,
-        )
+        outcome = generate(job, Path(cfg.out), work, show)
     finally:
         progress.stop()
-    calls = folder.records[0]["calls"]
-    seconds = sum(r["seconds"] for r in folder.records.values()) / cfg.num
-    print(
-        f"{cfg.num} samples in {folder.path} ({calls} network calls and {seconds:.3g} s each), listed in manifest.json"
-    )
+    _report(job, work, outcome, time.monotonic() - began)
     return 0
+
+
+def engine(cfg: GenerateConfig) -> Engine:
+    """How the work is spread over this machine, the ranks of a launcher, or a Ray cluster."""
+    import torch
+
+    from xdistill.generation import Engine, Rank
+    from xdistill.machine import cores
+
+    if cfg.engine != "local":
+        return Engine(cfg.engine, cfg.workers, address=cfg.ray_address)
+    rank, gpus = Rank.here(), torch.cuda.device_count()
+    if rank.world > 1:
+        return Engine(workers=cfg.workers or 1, devices=[f"cuda:{rank.local % gpus}" if gpus else "cpu"], rank=rank)
+    devices = [f"cuda:{k}" for k in range(gpus)] or ["cpu"]
+    default = 1 if cfg.num < MANY else gpus or max(1, cores() // cfg.threads)
+    return Engine(workers=cfg.workers or default, devices=devices)
+
+
+def _job(cfg: GenerateConfig, request: dict[str, Any], judged: dict[str, str]) -> Job:
+    from xdistill.cli.student import load, options
+    from xdistill.generation import Job
+    from xdistill.generation.filters import Funnel
+
+    loaded = load(cfg)
+    funnel = Funnel.from_text(cfg.filter, loaded.domain, judged)
+    return Job(
+        loaded,
+        cfg.num,
+        cfg.seed,
+        cfg.batch,
+        cfg.shard,
+        cfg.threads,
+        cfg.format or "",
+        options(loaded, cfg.steps, cfg.noise_scale),
+        request,
+        funnel.names,
+        funnel.description,
+    )
+
+
+def _report(job: Job, work: Engine, outcome: Outcome, seconds: float) -> None:
+    """What there is now, and where."""
+    from xdistill.generation.filters import counts_table, filter_counts
+
+    path, rows = outcome.folder.path, outcome.folder.rows()
+    rate = f", {outcome.made} made now in {seconds:.3g} s" if outcome.made else ""
+    if outcome.missing:
+        print(
+            f"rank {work.rank.number} of {work.rank.world} is done with its share of {path}{rate}; {outcome.missing} "
+            f"shards of others are not there yet: the last one writes manifest.parquet"
+        )
+        return
+    if job.filters:
+        failed = rows["failed_at"].to_pylist()
+        Console().print(counts_table(filter_counts(job.filters, failed), failed.count(None)))
+    calls = rows["calls"][0].as_py()
+    print(f"{job.num} designs in {path} ({calls} network calls each{rate}), listed in manifest.parquet")
+    if unwritten := rows["file"].null_count:
+        print(f"{unwritten} of them have no file: format {job.file_format} cannot hold them (see `finite` there)")

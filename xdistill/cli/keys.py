@@ -15,8 +15,8 @@ KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
     float: ("a number", float),
     str: ("a text", str),
 }
-POSITIVE = ("num", "batch", "repeats")
-NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "seed")
+POSITIVE = ("num", "batch", "repeats", "threads")
+NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "seed", "shard", "workers")
 
 
 def split(args: Sequence[str]) -> dict[str, str]:
@@ -47,10 +47,11 @@ def read(schema: type[T], pairs: Mapping[str, str], also: Mapping[str, str] | No
     types, also = get_type_hints(schema), also or {}
     values, request = {}, {}
     for key, text in pairs.items():
+        name = key.replace(".", "_")  # ray.address is the field ray_address
         if key in also:
             request[key] = _plain(text)
-        elif key in types:
-            values[key] = _typed(schema, key, text, types[key])
+        elif name in types:
+            values[name] = _typed(schema, name, text, types[name])
         else:
             raise UsageError(f"unknown key '{key}'{registry.nearest(key, {*types, *also})}")
     return schema(**values), request

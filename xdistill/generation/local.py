@@ -1,121 +1,146 @@
-"""Generation in this process: batches of similar size, each file written atomically, interrupted requests continued."""
+"""Workers on this machine: the driver's own process, or several processes of a few threads each."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
+import pickle
+import signal
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from threading import Thread
 
 import torch
 
-from xdistill import __version__, registry, rng
-from xdistill.errors import UsageError
-from xdistill.evaluation import CallCounter, autocast, by_size
-from xdistill.folder import RunFolder
-from xdistill.generation.folder import SampleFolder, file_hash
-
-if TYPE_CHECKING:
-    from xdistill.student import Loaded
+from xdistill.errors import XDistillError
+from xdistill.generation.driver import Died, Event, Failed, Progress
+from xdistill.generation.job import Job
+from xdistill.generation.maker import Artist, finish
+from xdistill.generation.plan import Shard
 
 
-def generate(
-    loaded: Loaded,
-    num: int,
-    out: Path,
-    *,
-    seed: int = 0,
-    batch: int = 16,
-    options: Mapping[str, Any] | None = None,
-    request: Mapping[str, Any] | None = None,
-    format: str | None = None,
-    device: torch.device | str = "cpu",
-    on_batch: Callable[[int], None] = lambda done: None,
-) -> SampleFolder:
-    """Write samples 0..num-1 into `out`; sample i depends on (seed, i), the request and the checkpoint alone.
+class OneProcess:
+    """Shards made in this process, one after the other."""
 
-    options: of the objective's sampler (steps, noise_scale). request: of the domain's `plan` (lengths, labels).
-    The same call continues an interrupted one; finished files are kept. on_batch sees the number of finished samples.
-    Raises UsageError when `out` holds something else, or the domain does not know the format or a request key.
+    def __init__(self, job: Job, device: torch.device | str, on_batch: Callable[[int], None]) -> None:
+        self.job, self.on_batch = job, on_batch
+        self._given: deque[Shard] = deque()
+        self._threads = torch.get_num_threads()
+        self._artist = Artist(job, device)
+
+    def free(self) -> bool:
+        return not self._given
+
+    def give(self, shard: Shard) -> None:
+        self._given.append(shard)
+
+    def wait(self) -> list[Event]:
+        shard = self._given.popleft()
+        torch.set_num_threads(self.job.threads)
+        try:
+            return [finish(self.job, shard, self._artist.draw(shard, self.on_batch))]
+        finally:
+            torch.set_num_threads(self._threads)
+
+    def close(self) -> None:
+        self._artist.close()
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    connection: Connection
+    shard: Shard | None = None
+
+
+class Processes:
+    """`workers` processes; worker k computes on the k-th of `devices`, round robin.
+
+    Each is given its shards over a pipe of its own, so that no lock can be left held by one that is killed.
     """
-    options, request, domain = dict(options or {}), dict(request or {}), loaded.domain
-    format = format or next(iter(domain.formats), "")
-    if format not in domain.formats:
-        raise UsageError(f"unknown format '{format}'{registry.nearest(format, domain.formats)}")
-    identity = {
-        "domain": domain.name,
-        "checkpoint": weights_hash(loaded.manifest),
-        "num": num,
-        "seed": seed,
-        "batch": batch,
-        "format": format,
-        **options,
-        **request,
-        "xdistill": __version__,
-    }
-    order = by_size(domain, num, seed, request)  # before anything is written: it checks the request
-    SampleFolder(out, identity)
-    lock = RunFolder(out)
-    lock.lock()
-    try:
-        folder = SampleFolder(out, identity)  # again: whoever had the lock may have written since
-        model = CallCounter(loaded.model.eval().to(device))
-        on_batch(len(folder.records))
-        for start in range(0, num, batch):
-            indices = order[start : start + batch]
-            if not all(i in folder.records for i in indices):
-                folder.add(_batch(loaded, model, out, indices, seed, options, request, format, device))
-                on_batch(len(folder.records))
-    finally:
-        lock.release()
-    return folder
+
+    def __init__(self, job: Job, workers: int, devices: list[str]) -> None:
+        self.job, self.devices = job, devices
+        self._payload = pickle.dumps(job)
+        self._crew = [self._start(k) for k in range(workers)]
+
+    def _start(self, place: int) -> _Worker:
+        context = get_context("spawn")
+        mine, theirs = context.Pipe()
+        device = self.devices[place % len(self.devices)]
+        process = context.Process(target=work, args=(theirs, self._payload, device), daemon=True)
+        process.start()
+        theirs.close()  # or the end of the process would not end the pipe
+        return _Worker(process, mine)
+
+    def free(self) -> bool:
+        return any(worker.shard is None for worker in self._crew)
+
+    def give(self, shard: Shard) -> None:
+        worker = next(w for w in self._crew if w.shard is None)
+        worker.shard = shard
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: `wait` finds the end of its pipe
+            worker.connection.send(shard)
+
+    def wait(self) -> list[Event]:
+        busy = {w.connection: k for k, w in enumerate(self._crew) if w.shard is not None}
+        return [self._event(busy[ready]) for ready in wait(list(busy))]  # type: ignore[index]
+
+    def _event(self, place: int) -> Event:
+        worker = self._crew[place]
+        shard = worker.shard
+        assert shard is not None
+        try:
+            event = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            worker.process.join()
+            self._crew[place] = self._start(place)
+            return Died(shard, f"exit code {worker.process.exitcode}")
+        if not isinstance(event, Progress):
+            worker.shard = None
+        return event
+
+    def close(self) -> None:
+        for worker in self._crew:
+            worker.process.kill()
+        for worker in self._crew:
+            worker.process.join()
+            worker.connection.close()
 
 
-@torch.no_grad()
-def _batch(
-    loaded: Loaded,
-    model: CallCounter,
-    out: Path,
-    indices: list[int],
-    seed: int,
-    options: Mapping[str, Any],
-    request: Mapping[str, Any],
-    format: str,
-    device: torch.device | str,
-) -> list[dict[str, Any]]:
-    """Draw and write one batch; one record a sample."""
-    plan = loaded.domain.plan(indices, seed, **request).to(device)
-    calls, began = model.calls, time.perf_counter()
-    with autocast(loaded.config["precision"], device):
-        state = registry.call(
-            loaded.objective.sample,
-            options,
-            "this student's sampler",
-            model,
-            plan.like,
-            plan.cond,
-            rng.per_sample(seed, indices),
-        )
-    samples = loaded.domain.decode(state)  # inside the timing: on a GPU it waits for the sampler to finish
-    seconds = (time.perf_counter() - began) / len(indices)
-    records = []
-    for i, size, sample in zip(indices, plan.like.elements.tolist(), samples, strict=True):
-        file = loaded.domain.write(sample, out / f"sample_{i:06d}.{format}")
-        records.append(
-            {
-                "index": i,
-                "file": file.name,
-                "seed": seed,
-                "size": int(size),
-                "calls": model.calls - calls,
-                "seconds": round(seconds, 4),
-                "sha256": file_hash(file),
-            }
-        )
-    return records
+def work(connection: Connection, payload: bytes, device: str) -> None:
+    """A worker's life: shards in, made shards out, until the driver closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the driver decides
+    Thread(target=_die_with_driver, daemon=True).start()
+    job: Job = pickle.loads(payload)
+    torch.set_num_threads(job.threads)
+    artist = Artist(job, device)
+    while True:
+        try:
+            shard = connection.recv()
+        except EOFError:
+            return
+        try:
+            report = partial(_report, connection, shard.number)
+            connection.send(finish(job, shard, artist.draw(shard, report)))
+        except XDistillError as error:
+            connection.send(Failed(shard, str(error)))
+        except Exception as error:
+            connection.send(Failed(shard, f"{type(error).__name__}: {error}"))
 
 
-def weights_hash(manifest: Mapping[str, Any]) -> str:
-    """Identity of the weights that generate, from a checkpoint's manifest."""
-    files = manifest["sha256"]
-    return files.get("roles/student_ema.safetensors") or files["roles/student.safetensors"]
+def _report(connection: Connection, shard: int, designs: int) -> None:
+    connection.send(Progress(shard, designs))
+
+
+def _die_with_driver() -> None:
+    """Leave at once when the driver is gone: it would not read the shard, and its successor needs the processors."""
+    driver = parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
