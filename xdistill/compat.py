@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from xdistill import registry
 from xdistill.domain import Domain
 from xdistill.errors import UsageError
+from xdistill.guidance import scales
 from xdistill.objectives import Objective
 
 SCHEDULES = ("constant", "cosine_restarts")
@@ -49,6 +50,7 @@ def _times(section: Any) -> None:
 
 def _guidance(cfg: Any, objective: Objective) -> None:
     g = cfg["guidance"]
+    _critic_guidance(cfg, g, objective)
     if g["name"] == "none":
         return
     if "teacher" not in {spec.name for spec in objective.roles}:
@@ -60,6 +62,16 @@ def _guidance(cfg: Any, objective: Objective) -> None:
     interval = list(g["interval"])
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise UsageError(f"guidance.interval={interval}: expected [low, high] with 0 <= low < high <= 1")
+
+
+def _critic_guidance(cfg: Any, g: Any, objective: Objective) -> None:
+    """Scales of a critic need one."""
+    wanted = scales(g["name"], g["scale"], g.get("critic"), g.get("critic_train"))
+    if (wanted.critic, wanted.critic_train) != (1, 1) and not hasattr(objective, "guidance"):
+        raise UsageError(
+            f"guidance={g['name']} also guides a critic, and objective '{cfg['objective']['name']}' has none: "
+            f"guidance=cfg or none, or objective=sid, dmd or tdm"
+        )
 
 
 def _engine(strategy: Any) -> None:

@@ -58,14 +58,18 @@ class StrategyConfig:
 
 @dataclass
 class GuidanceConfig:
-    """Guidance of the teacher. name: none, cfg or autoguidance. scale: w, 1 is off. interval: core times
-    (0 clean, 1 noise) where it acts. weak: weights of the weak network of autoguidance.
+    """Guidance of teacher and critic. name: none, cfg, autoguidance, lsg, short, zero_cfg or anti_cfg. scale: w of
+    that name, 1 is off. interval: core times (0 clean, 1 noise) where the teacher's acts. weak: weights of the weak
+    network of autoguidance. critic: scale of the critic in the student's loss (null: as the name says).
+    critic_train: scale of the critic in its own loss (null: as the name says).
     """
 
     name: str = "none"
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     weak: str | None = MISSING
+    critic: float | None = None
+    critic_train: float | None = None
 
 
 @dataclass

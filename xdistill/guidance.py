@@ -6,26 +6,31 @@ velocity, the clean estimate or the score is the same thing (objectives spec 0.2
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from xdistill.errors import UsageError
 from xdistill.models import Cond, FlowModel
 from xdistill.process import Kind
+from xdistill.registry import nearest
 from xdistill.state import Field, lerp
 
 
 class Guided(nn.Module):
     """`w cond + (1 - w) [r weak + (1 - r) null]` (protein spec 1.7).
 
-    scale: w; 1 is no guidance. autoguidance_ratio: r; 1 with a weak model is autoguidance, 0 is CFG.
-    interval: (low, high) in core time (0 clean, 1 prior); samples outside it get the plain conditional.
+    scale: w; 1 is no guidance, 0 the unconditional model. autoguidance_ratio: r; 1 with a weak model is autoguidance,
+    0 is CFG. interval: (low, high) in core time (0 clean, 1 prior); samples outside it get the plain conditional.
     Terms whose weight is zero everywhere are not computed.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         scale: float = 1.0,
         *,
         weak: nn.Module | None = None,
@@ -37,15 +42,14 @@ class Guided(nn.Module):
             raise UsageError(f"autoguidance_ratio={autoguidance_ratio} needs a weak model: set guidance.weak")
         self.model, self.weak = model, weak
         self.scale, self.ratio, self.interval = scale, autoguidance_ratio, interval
-        self.kind: Kind = model.kind  # type: ignore[assignment]
+        self.kind: Kind = model.kind
 
     def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Field:
-        guided = self.model(x_t, t, cond)
         low, high = self.interval
         w = torch.where((t >= low) & (t <= high), self.scale, 1.0).to(t)
         if bool((w == 1).all()):
-            return guided
-        terms = [(w, guided)]
+            return self.model(x_t, t, cond)
+        terms = [] if bool((w == 0).all()) else [(w, self.model(x_t, t, cond))]
         if self.ratio and self.weak is not None:
             terms.append(((1 - w) * self.ratio, self.weak(x_t, t, cond)))
         if self.ratio != 1:
@@ -53,13 +57,45 @@ class Guided(nn.Module):
         return lerp(terms)
 
 
+@dataclass(frozen=True)
+class Scales:
+    """Guidance scales by place (protein spec 2.6): k4 of the teacher, k2 = k3 of the critic in the student's loss,
+    k1 of the critic in its own loss. 1 is none; 0 shows and tells the critic no condition.
+    """
+
+    teacher: float = 1.0
+    critic: float = 1.0
+    critic_train: float = 1.0
+
+
+#: Where each named guidance puts its scale.
+PRESETS: dict[str, Callable[[float], Scales]] = {
+    "none": lambda w: Scales(),
+    "cfg": lambda w: Scales(teacher=w),
+    "autoguidance": lambda w: Scales(teacher=w),
+    "lsg": lambda w: Scales(w, w, w),
+    "short": lambda w: Scales(critic_train=w),
+    "zero_cfg": lambda w: Scales(critic=0.0, critic_train=0.0),
+    "anti_cfg": lambda w: Scales(critic=w, critic_train=w),
+}
+
+
+def scales(name: str, scale: float, critic: float | None = None, critic_train: float | None = None) -> Scales:
+    """The scales of a named guidance; `critic` and `critic_train` replace those of the preset."""
+    if name not in PRESETS:
+        raise UsageError(f"unknown guidance '{name}'{nearest(name, PRESETS)}")
+    preset = PRESETS[name](scale)
+    return Scales(
+        preset.teacher,
+        preset.critic if critic is None else critic,
+        preset.critic_train if critic_train is None else critic_train,
+    )
+
+
 def guide(model: nn.Module, name: str, *, scale: float, weak: nn.Module | None = None, **options: object) -> FlowModel:
-    """Wrap `model` by name: none, cfg or autoguidance."""
-    match name:
-        case "none":
-            return model  # type: ignore[return-value]
-        case "cfg":
-            return Guided(model, scale, **options)  # type: ignore[arg-type]
-        case "autoguidance":
-            return Guided(model, scale, weak=weak, autoguidance_ratio=1.0, **options)  # type: ignore[arg-type]
-    raise UsageError(f"unknown guidance '{name}': choose none, cfg or autoguidance")
+    """The teacher `model` under a named guidance; `model` itself where that leaves the teacher alone."""
+    teacher = scales(name, scale).teacher
+    if teacher == 1:
+        return model  # type: ignore[return-value]
+    ratio = 1.0 if name == "autoguidance" else 0.0
+    return Guided(model, teacher, weak=weak if ratio else None, autoguidance_ratio=ratio, **options)  # type: ignore[arg-type]

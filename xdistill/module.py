@@ -49,6 +49,11 @@ class DistillModule(L.LightningModule):
         for spec in objective.roles:
             self.networks[spec.name].requires_grad_(spec.trainable)
         self.ema = ema or EMAConfig()
+        #: what `resets` goes back to; copied before an engine shards or moves the weights
+        self.initial = {
+            role: {k: v.detach().cpu().clone() for k, v in networks[role].state_dict().items()}
+            for role in objective.resettable
+        }
         self.networks["student_ema"] = clone(networks["student"]).requires_grad_(False)
         self.optim = {role: optim.get(role, OptimConfig()) for role in self.trainable}
         self.engines: dict[str, Engine] = {}
@@ -89,6 +94,9 @@ class DistillModule(L.LightningModule):
 
     def training_step(self, batch: MacroStep, batch_idx: int) -> None:
         self.metrics, draw = {}, 0
+        for role in self.objective.resets(self.macro_step):
+            self.engines[role].load_weights(self.initial[role])
+            self.engines[role].optimizer.state.clear()
         for phase in self.objective.phases(self.macro_step):
             for repeat in range(phase.repeat):
                 draw = self._update(phase, batch, draw, repeat)

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xdistill import registry
 from xdistill.config import FitConfig
 from xdistill.errors import UsageError
+from xdistill.guidance import PRESETS
 
 GROUPS = (
     "domain",
@@ -41,7 +42,7 @@ CHOICES = {
     "resume": ("never", "auto", "previous"),
     "strategy.name": ("single", "ddp", "deepspeed"),
     "strategy.accelerator": ("auto", "cpu", "gpu"),
-    "guidance.name": ("none", "cfg", "autoguidance"),
+    "guidance.name": tuple(PRESETS),
 }
 POSITIVE = (
     "train.steps",
@@ -216,6 +217,8 @@ def _check_type(key: str, default: Any, value: Any) -> None:
         return
     if key == "strategy.stage" and isinstance(value, int):
         return
+    if key == "objective.steps" and all(type(k) is int for k in (value if isinstance(value, list) else [value])):
+        return  # a number, or a list of them for an any-step student, whatever the recipe says
     containers: dict[type, type] = {ListConfig: list, DictConfig: dict}
     expected = containers.get(type(default), type(default))
     fits = {

@@ -25,7 +25,7 @@ from xdistill.errors import UsageError
 from xdistill.evaluation import draw, student_sampler
 from xdistill.folder import RunFolder
 from xdistill.module import DistillModule
-from xdistill.objectives import Objective
+from xdistill.objectives import Objective, Setting
 from xdistill.sections import build_domain, build_objective, plain
 from xdistill.stream import Stream
 from xdistill.student import sampler_options
@@ -95,6 +95,16 @@ def _fit_locked(
         callbacks.append(ProgressBar(cfg.train.steps, console))
     trainer = build_trainer(cfg, callbacks, folder.path)
     start = newest.manifest["macro_step"] if newest else 0
+    source = objective.source(
+        source,
+        Setting(
+            dict(module.networks.items()).get("teacher"),
+            folder.path,
+            {key: resolved[key] for key in ("domain", "teacher", "guidance", "data", "seed")},
+            trainer.strategy.root_device,
+            main,
+        ),
+    )
     stream = Stream(
         source,
         steps=cfg.train.steps,

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xdistill import registry
 from xdistill.domain import Domain
+from xdistill.guidance import scales
 from xdistill.objectives import Objective
 from xdistill.times import anchors, time_law
 
@@ -42,4 +43,8 @@ def build_objective(cfg: DictConfig | Mapping[str, Any], domain: Domain) -> Obje
         if isinstance(options.get(key), dict):
             section = dict(options[key])
             options[key] = make(section.pop("name"), **section)
-    return registry.call(registry.load("objectives", name), options, f"objective '{name}'", domain.process)
+    objective = registry.call(registry.load("objectives", name), options, f"objective '{name}'", domain.process)
+    if "guidance" in cfg and hasattr(objective, "guidance"):
+        g = plain(cfg["guidance"])
+        objective.guidance = scales(g["name"], g["scale"], g.get("critic"), g.get("critic_train"))
+    return objective

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,8 @@ from xdistill.models import Batch, Cond, FlowModel, denoise
 from xdistill.process import GaussianProcess
 from xdistill.roles import RoleView
 from xdistill.samplers import Plan, ode, renoise, renoised_input
-from xdistill.state import Field
+from xdistill.samplers.hops import first_input, hops, to_zero
+from xdistill.state import Field, lerp
 from xdistill.times import shared
 
 
@@ -52,6 +55,61 @@ def student_rollout(
     return denoise(net.train("student") if grad else net.frozen("student"), process, x_t, t, batch.cond)
 
 
+@dataclass(frozen=True)
+class Trajectories(Batch[Field]):
+    """A batch with the states of one teacher trajectory a sample, at the times of the objective that asked for them."""
+
+    states: tuple[Field, ...] = ()
+
+    def to(self, device: torch.device | str) -> Trajectories:
+        """The same batch on another device."""
+        states = tuple(x.to(device) for x in self.states)
+        return Trajectories(self.like.to(device), self.cond.to(device), self.real, states)
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step of a deterministic student: its clean estimate x_hat at t [B], and `end`, where it hops to, at r [B]."""
+
+    x_hat: Field
+    end: Field
+    t: Tensor
+    r: Tensor
+
+
+def student_hop(
+    net: RoleView,
+    process: GaussianProcess,
+    times: Tensor,
+    batch: Batch[Field],
+    generator: torch.Generator,
+    *,
+    grad: bool,
+    first: int = 0,
+) -> Hop:
+    """One step k of the student's deterministic chain over `times` [K], whose last hop goes to time 0.
+
+    k is uniform over `times[first:]` and the same on every rank; steps before k run without a graph, and with `grad`
+    the k-th call trains the student (2503.06674, alg. 1).
+    """
+    k = rng.randint(first, len(times), net.shared)
+    ends = to_zero(times)
+    x = first_input(process, float(times[0]), batch.like, generator)
+    x = hops(net.frozen("student"), process, times[: k + 1], x, batch.cond)
+    t, r = (shared(ends[i], x.batch, x.value.device) for i in (k, k + 1))
+    x_hat = denoise(net.train("student") if grad else net.frozen("student"), process, x, t, batch.cond)
+    return Hop(x_hat, process.move(x_hat, x, t, r), t, r)
+
+
+def forward_noised(
+    process: GaussianProcess, x_r: Field, r: Tensor, t: Tensor, generator: torch.Generator
+) -> tuple[Field, Field]:
+    """(x_t, e) with x_t = alpha_{t|r} x_r + sigma_{t|r} e: the forward kernel from r [B] up to t [B]."""
+    alpha, sigma = process.transition(t, r)
+    noise = x_r.randn(generator)
+    return lerp([(alpha, x_r), (sigma, noise)]), noise
+
+
 def teacher_trajectory(
     teacher: FlowModel,
     process: GaussianProcess,
@@ -59,6 +117,8 @@ def teacher_trajectory(
     like: Field,
     cond: Cond,
     generator: rng.Generator,
+    *,
+    heun: bool = False,
 ) -> list[Field]:
     """The states of one ODE trajectory of the teacher at plan.times, without a graph."""
     states: list[Field] = []
@@ -69,6 +129,7 @@ def teacher_trajectory(
             plan,
             process.prior(like, generator),
             cond,
+            heun=heun,
             on_step=lambda i, x, v: states.append(x),
         )
     return [*states, end]

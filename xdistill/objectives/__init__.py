@@ -1,5 +1,5 @@
 """Distillation objectives: one file a method, each with the loss, its paper and its differences from it."""
 
-from xdistill.objectives.base import LossOut, Needs, Objective, Phase
+from xdistill.objectives.base import LossOut, Needs, Objective, Phase, Setting
 
-__all__ = ["LossOut", "Needs", "Objective", "Phase"]
+__all__ = ["LossOut", "Needs", "Objective", "Phase", "Setting"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,11 @@ from torch import Tensor
 from xdistill import sources
 from xdistill.errors import UsageError
 from xdistill.models import Batch, Cond, denoise
-from xdistill.objectives.base import FewStep, LossOut, Needs, Phase, spread
-from xdistill.objectives.flow_matching import flow_matching_loss
+from xdistill.objectives.base import LossOut, Needs, Phase, spread
+from xdistill.objectives.score_gap import ScoreGap
 from xdistill.process import GaussianProcess
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.state import Field
-from xdistill.times import Anchors, CleanBeta, LinearAnchors, TimeLaw, Uniform
 
 FLOOR = 1e-5
 
@@ -31,10 +31,13 @@ F_DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def pseudo_target_loss(out: Field, gap: Field) -> Tensor:
-    """1/2 <|out - sg[out - gap]|^2>, [B]: its gradient is gap . d(out)/d(theta) / dims."""
-    target = (out - gap).detach()
-    return 0.5 * (out - target).mean_square()
+def pseudo_target_loss(out: Field, gap: Field, huber: float = 0.0) -> Tensor:
+    """rho(out - sg[out - gap]), [B]; rho = <d^2> / 2 has the gradient gap . d(out)/d(theta) / dims.
+
+    huber: constant c of rho = sqrt(<d^2> + c^2) - c (objectives spec 1), 0 is the former.
+    """
+    square = (out - (out - gap).detach()).mean_square()
+    return (square + huber**2).sqrt() - huber if huber else 0.5 * square
 
 
 def dmd_gap(
@@ -52,11 +55,12 @@ def f_weight(name: str, logit: Tensor, clip: tuple[float, float] = (0.1, 20.0)) 
     return h / h.mean().clamp(min=FLOOR)
 
 
-class DMD(FewStep):
+@dataclass(eq=False, kw_only=True)
+class DMD(ScoreGap):
     """Move the student along the gap between its own score and the teacher's.
 
-    steps, first_step, anchors, critic_time, student_time, critic_updates, critic_warmup: as in SiD; DMD2 uses 5 critic
-    updates (2405.14867). gan_weight: weight of the non-saturating adversarial term on noised samples, which
+    Options of every few-step objective: see FewStep and ScoreGap; DMD2 uses 5 critic updates (2405.14867).
+    gan_weight: weight of the non-saturating adversarial term on noised samples, which
     needs real data and a `Featurizer`; r1: weight of the approximate R1 penalty |D(x) - D(x + r1_sigma n)|^2.
     divergence: an f-divergence weight h(r) from the discriminator (2502.15681; js is its default), else reverse_kl.
     Differences from the papers: the gap is normalised over valid entries; f-weights use the batch mean
@@ -64,65 +68,47 @@ class DMD(FewStep):
     Oracles: objectives spec 4.0 G and C, the h(r) table, and the non-saturating GAN as the field h = 1/(1+r).
     """
 
-    def __init__(
-        self,
-        process: GaussianProcess,
-        *,
-        steps: int = 4,
-        first_step: int = 0,
-        anchors: Anchors | None = None,
-        critic_time: TimeLaw | None = None,
-        student_time: TimeLaw | None = None,
-        critic_updates: int = 5,
-        critic_warmup: int = 0,
-        gan_weight: float = 0.0,
-        r1: float = 0.0,
-        r1_sigma: float = 0.05,
-        divergence: str = "reverse_kl",
-    ) -> None:
-        super().__init__(process, anchors or LinearAnchors(), steps, first_step)
-        if divergence not in F_DIVERGENCES:
-            raise UsageError(f"unknown divergence '{divergence}': choose one of {', '.join(F_DIVERGENCES)}")
-        self.critic_time = critic_time or CleanBeta(low=0.02, high=0.98)
-        self.student_time = student_time or Uniform(0.02, 0.98)
-        self.critic_updates, self.critic_warmup = critic_updates, critic_warmup
-        self.gan_weight, self.r1, self.r1_sigma, self.divergence = gan_weight, r1, r1_sigma, divergence
-        self.adversarial = gan_weight > 0 or divergence != "reverse_kl"
+    critic_updates: int = 5
+    gan_weight: float = 0.0
+    r1: float = 0.0
+    r1_sigma: float = 0.05
+    divergence: str = "reverse_kl"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.divergence not in F_DIVERGENCES:
+            raise UsageError(f"unknown divergence '{self.divergence}': choose one of {', '.join(F_DIVERGENCES)}")
+        self.adversarial = self.gan_weight > 0 or self.divergence != "reverse_kl"
         self.needs = Needs(data=self.adversarial, features=self.adversarial)
 
     @property
     def roles(self) -> tuple[RoleSpec, ...]:
-        roles = (RoleSpec("teacher", trainable=False), RoleSpec("student"), RoleSpec("critic"))
-        return (*roles, RoleSpec("discriminator")) if self.adversarial else roles
+        return (*super().roles, RoleSpec("discriminator")) if self.adversarial else super().roles
 
     def phases(self, macro_step: int) -> Sequence[Phase]:
-        phases = [Phase("critic", "critic", self.critic_updates)]
-        if self.adversarial:
-            phases.append(Phase("discriminator", "discriminator", self.critic_updates))
-        if macro_step >= self.critic_warmup:
-            phases.append(Phase("student", "student"))
-        return phases
+        critic, *student = super().phases(macro_step)
+        discriminator = [Phase("discriminator", "discriminator", self.critic_updates)] if self.adversarial else []
+        return [critic, *discriminator, *student]
 
     def loss(self, phase: Phase, batch: Batch[Field], net: RoleView, generator: torch.Generator) -> LossOut:
-        x_hat = self.rollout(batch, net, generator, grad=phase.owner == "student")
+        x_hat, steps = self.rollout(batch, net, generator, grad=phase.owner == "student")
         law = self.critic_time if phase.owner == "critic" else self.student_time
         t = law.sample(x_hat.batch, generator).to(x_hat.value.device)
         match phase.owner:
             case "critic":
-                per_sample = flow_matching_loss(net.train("critic"), self.process, x_hat, t, batch.cond, generator)
-                return LossOut(per_sample, {"loss": per_sample.detach()})
+                return self.critic_loss(x_hat, t, batch, net, generator, steps)
             case "discriminator":
                 return self._discriminator(x_hat, t, batch, net, generator)
             case _:
-                return self._student(x_hat, t, batch, net, generator)
+                return self._student(x_hat, t, batch, net, generator, steps)
 
     def _student(
-        self, x_hat: Field, t: Tensor, batch: Batch[Field], net: RoleView, generator: torch.Generator
+        self, x_hat: Field, t: Tensor, batch: Batch[Field], net: RoleView, generator: torch.Generator, steps: int
     ) -> LossOut:
         x_t, _ = sources.noised(self.process, x_hat, t, generator)
         gap = dmd_gap(
             net.frozen("teacher"),
-            net.frozen("critic"),
+            self.critic(net.frozen("critic"), steps),
             self.process,
             x_hat.detach(),
             x_t.detach(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,12 +11,11 @@ from torch import Tensor
 from xdistill import sources
 from xdistill.errors import UsageError
 from xdistill.models import Batch, denoise
-from xdistill.objectives.base import FewStep, LossOut, Needs, Phase, spread
-from xdistill.objectives.flow_matching import flow_matching_loss
+from xdistill.objectives.base import LossOut, Phase, spread
+from xdistill.objectives.score_gap import ScoreGap
 from xdistill.process import Coeffs, GaussianProcess
-from xdistill.roles import RoleSpec, RoleView
+from xdistill.roles import RoleView
 from xdistill.state import Field
-from xdistill.times import Anchors, CleanBeta, LinearAnchors, TimeLaw, Uniform
 
 WeightLaw = Callable[[Field, Field, Coeffs], Tensor]
 FLOOR = 1e-5
@@ -69,69 +69,44 @@ def sid_loss(
     return w.to(gap.value) * gap.mean_dot((d_p - x_hat) - gap * alpha), gap
 
 
-class SiD(FewStep):
+@dataclass(eq=False, kw_only=True)
+class SiD(ScoreGap):
     """Match the student's noised law to the teacher's through the score identity, data-free.
 
-    steps, anchors, first_step: the student's network calls; training draws one of them from first_step on (2505.12674).
+    Options of every few-step objective: see FewStep and ScoreGap (2505.12674 is the multi-step form).
     alpha: 1/2 is half the exact Fisher gradient, 1 the published protein setting, 1.2 the image default.
-    weight: `mean_abs`, `protein` or `fisher`. critic_time, student_time: laws of the noise level in the two
-    losses. critic_updates, critic_warmup: critic updates a macro-step, and macro-steps before the student moves.
-    loss_scale multiplies the student's loss (the protein release uses 100, felt through Adam's eps and clipping).
+    weight: `mean_abs`, `protein` or `fisher`. loss_scale multiplies the student's loss (the protein release uses 100,
+    felt through Adam's eps and clipping). Guidance: `lsg` is 2406.01561, `zero_cfg` and `anti_cfg` 2505.12674.
     Differences from 2404.04057: no adversarial term, critic and student see the same anchor mixture.
     Oracles: objectives spec 4 (SiD): E[gap . (D_q - x_hat)] = 0, alpha = 1/2 is half the Fisher gradient.
     """
 
-    needs = Needs(data=False)
+    alpha: float = 1.0
+    weight: str = "mean_abs"
+    loss_scale: float = 1.0
 
-    def __init__(
-        self,
-        process: GaussianProcess,
-        *,
-        steps: int = 4,
-        first_step: int = 0,
-        anchors: Anchors | None = None,
-        alpha: float = 1.0,
-        weight: str = "mean_abs",
-        critic_time: TimeLaw | None = None,
-        student_time: TimeLaw | None = None,
-        critic_updates: int = 1,
-        critic_warmup: int = 0,
-        loss_scale: float = 1.0,
-    ) -> None:
-        super().__init__(process, anchors or LinearAnchors(), steps, first_step)
-        if weight not in WEIGHTS:
-            raise UsageError(f"unknown SiD weight '{weight}': choose one of {', '.join(WEIGHTS)}")
-        self.alpha, self.weight, self.loss_scale = alpha, WEIGHTS[weight], loss_scale
-        self.critic_time = critic_time or CleanBeta(low=0.02, high=0.98)
-        self.student_time = student_time or Uniform(0.02, 0.98)
-        self.critic_updates, self.critic_warmup = critic_updates, critic_warmup
-
-    @property
-    def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("teacher", trainable=False), RoleSpec("student"), RoleSpec("critic")
-
-    def phases(self, macro_step: int) -> Sequence[Phase]:
-        critic = Phase("critic", "critic", self.critic_updates)
-        return (critic,) if macro_step < self.critic_warmup else (critic, Phase("student", "student"))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight not in WEIGHTS:
+            raise UsageError(f"unknown SiD weight '{self.weight}': choose one of {', '.join(WEIGHTS)}")
 
     def loss(self, phase: Phase, batch: Batch[Field], net: RoleView, generator: torch.Generator) -> LossOut:
         training_student = phase.owner == "student"
-        x_hat = self.rollout(batch, net, generator, grad=training_student)
+        x_hat, steps = self.rollout(batch, net, generator, grad=training_student)
         law = self.student_time if training_student else self.critic_time
         t = law.sample(x_hat.batch, generator).to(x_hat.value.device)
         if not training_student:
-            per_sample = flow_matching_loss(net.train("critic"), self.process, x_hat, t, batch.cond, generator)
-            return LossOut(per_sample, {"loss": per_sample.detach()})
+            return self.critic_loss(x_hat, t, batch, net, generator, steps)
         per_sample, gap = sid_loss(
             net.through("teacher"),
-            net.through("critic"),
+            self.critic(net.through("critic"), steps),
             self.process,
             x_hat,
             t,
             batch,
             generator,
             alpha=self.alpha,
-            weight=self.weight,
+            weight=WEIGHTS[self.weight],
         )
         return LossOut(
             self.loss_scale * per_sample,
