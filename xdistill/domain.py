@@ -162,6 +162,10 @@ class Domain(ABC):
     def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
         """Quality of decoded samples, proxies named as such; the entry `score` (higher is better) picks `best`."""
 
+    def request_metrics(self, samples: Sequence[Any], seed: int = 0, **request: Any) -> dict[str, Metric]:
+        """How well samples 0.. do what `plan` was asked for (`generate`'s request keys); empty without a request."""
+        return {}
+
     def reference_metrics(self) -> dict[str, Metric]:
         """What real data scores, to compare with; empty when the domain has none."""
         return {}

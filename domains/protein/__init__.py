@@ -21,7 +21,7 @@ from xdistill.domains.protein import codec, filters, metrics, packed, teacher
 from xdistill.domains.protein.chains import ChainSet, load_embedded
 from xdistill.domains.protein.data import LengthLaw
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
-from xdistill.domains.protein.labels import coarse_class_map
+from xdistill.domains.protein.labels import ClassMap, LabelLaw, coarse_class_map, parse_label
 from xdistill.domains.protein.neighbours import FoldNeighbours, tm
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.domains.protein.sampler import ProteinaPlan
@@ -48,7 +48,10 @@ class ProteinConfig:
 
     min_length, max_length: residues of the chains to train on and to generate. format: of written structures
     (pdb, cif, bcif). max_tokens: limit on padded residues of a batch of real chains. label_dropout: share of
-    real chains shown without their fold class. reference_steps, reference_noise: the teacher's own sampler.
+    chains shown without their fold class. label_law: fold classes of data-free batches, `none` or `empirical` (of real
+    chains of the same length, then dropped as often). class_map: file with the fold classes of a teacher that comes
+    without. classifier: weights that measure adherence, null for ours. reference_steps, reference_noise: the teacher's
+    own sampler.
     """
 
     min_length: int = 40
@@ -56,6 +59,9 @@ class ProteinConfig:
     format: str = "pdb"
     max_tokens: int | None = None
     label_dropout: float = 0.5
+    label_law: str = "none"
+    class_map: str | None = None
+    classifier: str | None = None
     reference_steps: int = 400
     reference_noise: float = 0.45
 
@@ -68,7 +74,8 @@ class ProteinDomain(Domain):
     request_keys: Mapping[str, str] = MappingProxyType(
         {
             "length": "residues of each chain: 64-128 (uniform), or one number",
-            "label": "coarse fold class: 1 mainly helix, 2 mainly strand, 3 both, 4 neither (default: none)",
+            "label": "fold class: mainly-alpha, mainly-beta, alpha-beta, few-secondary (or 1-4), CATH levels such as "
+            "3.40.x.x for an official teacher, or sample: as real chains of that length (default: none)",
         }
     )
     formats = ("pdb", "cif", "bcif")
@@ -83,10 +90,12 @@ class ProteinDomain(Domain):
             if key not in known:
                 raise UsageError(f"unknown key 'domain.{key}' of the protein domain{nearest(key, known)}")
         self.protein = ProteinConfig(**cfg)
+        if self.protein.label_law not in ("none", "empirical"):
+            raise UsageError(f"domain.label_law={self.protein.label_law}: expected none or empirical")
 
     @cached_property
     def _loaded(self) -> teacher.LoadedNetwork:
-        return teacher.load_teacher(self.teacher_weights)
+        return teacher.load_teacher(self.teacher_weights, self.protein.class_map)
 
     def teacher(self) -> nn.Module:
         return self._loaded.flow
@@ -142,7 +151,37 @@ class ProteinDomain(Domain):
             if self.data_path is None
             else LengthLaw.empirical(self.chains)
         )
-        return LengthSource(law, seed, batch_size)
+        if self.protein.label_law == "none":
+            return LengthSource(law, seed, batch_size)
+        labels, classes, dropout = self.label_law, self.fold_classes, self.protein.label_dropout
+        return LengthSource(law, seed, batch_size, labels=labels, classes=classes, label_dropout=dropout)
+
+    @property
+    def fold_classes(self) -> ClassMap:
+        """The loaded network's classes; raises UsageError when it has none."""
+        if self._loaded.classes is None:
+            raise UsageError(f"{self._loaded.source} has no fold classes: leave out label, or give domain.class_map")
+        return self._loaded.classes
+
+    @cached_property
+    def label_law(self) -> LabelLaw:
+        """Coarse classes of the training chains, given the length."""
+        return LabelLaw.of(torch.tensor(self.chains.lengths), torch.tensor(self.chains.coarse_classes))
+
+    def labels(self, indices: Sequence[int], seed: int, **request: Any) -> list[str] | None:
+        """The fold label `C.A.T.H` asked of each sample, None without `label=`; sample i depends on (seed, i) alone."""
+        label = request.get("label")
+        if label is None:
+            return None
+        if label != "sample":
+            return [parse_label(label, self.fold_classes)] * len(indices)
+        gens = (rng.generator("label", seed, int(i)) for i in indices)
+        return [self.label_law.draw(n, gen) for n, gen in zip(self._lengths(indices, seed, request), gens, strict=True)]
+
+    def _lengths(self, indices: Sequence[int], seed: int, request: Mapping[str, Any]) -> list[int]:
+        low, high = parse_length(request.get("length"), (self.protein.min_length, self.protein.max_length))
+        self.check_length(low, high)
+        return [rng.randint(low, high + 1, rng.generator("length", seed, int(i))) for i in indices]
 
     def check_length(self, low: int, high: int) -> None:
         """Raise UsageError when the loaded network was not trained on such lengths."""
@@ -155,16 +194,11 @@ class ProteinDomain(Domain):
 
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch[Field]:
         """Lengths are uniform over `length` (default: the configured range), drawn for each sample by itself."""
-        low, high = parse_length(request.get("length"), (self.protein.min_length, self.protein.max_length))
-        self.check_length(low, high)
-        n = [rng.randint(low, high + 1, rng.generator("length", seed, int(i))) for i in indices]
+        n = self._lengths(indices, seed, request)
         layout = Padded.from_lengths(n, -(-max(n) // 8) * 8, zero_com=True)
-        labels, label = None, request.get("label")
-        if label is not None:
-            if self._loaded.classes is None:
-                raise UsageError(f"{self._loaded.source} has no fold classes: leave out label")
-            labels = self._loaded.classes.encode([str(label) if "." in str(label) else f"{label}.x.x.x"] * len(n))
-        return Batch(Field(torch.zeros(*layout.mask.shape, 3), layout), ProteinCond(labels), real=False)
+        labels = self.labels(indices, seed, **request)
+        rows = None if labels is None else self.fold_classes.encode(labels)
+        return Batch(Field(torch.zeros(*layout.mask.shape, 3), layout), ProteinCond(rows), real=False)
 
     def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
         """`reference` is Proteina's SDE; the rest are its best chances at few calls (protein spec 1.8)."""
@@ -197,6 +231,17 @@ class ProteinDomain(Domain):
 
     def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
         return metrics.evaluate_chains(samples, seed=seed)
+
+    def request_metrics(self, samples: Sequence[Any], seed: int = 0, **request: Any) -> dict[str, Metric]:
+        """Adherence to the fold labels asked for; see `classifier.adherence`."""
+        labels = self.labels(range(len(samples)), seed, **request)
+        if labels is None:
+            return {}
+        if request["label"] == "sample" and self._lengths(range(len(samples)), seed, request) != [*map(len, samples)]:
+            raise UsageError("label=sample: give the seed and length that these samples were generated with")
+        from xdistill.domains.protein.classifier import adherence
+
+        return adherence(samples, labels, seed, self.protein.classifier, self._loaded.classes)
 
     def headline(self) -> Sequence[str]:
         geometry = ("valid_bonds", "bond_std", "valid_angles", "no_clash", "valid")

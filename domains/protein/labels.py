@@ -1,18 +1,23 @@
-"""CATH fold labels (`C.A.T.H`, `x` masks a level) and their rows in the fold embedding."""
+"""CATH fold labels (`C.A.T.H`, `x` masks a level): rows of the fold embedding, what users write, draws."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xdistill.errors import XDistillError
+from xdistill import rng
+from xdistill.errors import UsageError, XDistillError
 
 LEVELS = ("C", "A", "T")
 MASKED = "x"
+#: Words for the C level; CATH and the coarse classes from secondary structure number them alike.
+NAMES = {"mainly-alpha": "1", "mainly-beta": "2", "alpha-beta": "3", "few-secondary": "4"}
+NEIGHBOURS = 64  # real chains of similar length that a label is drawn from
 
 
 def prefixes(label: str) -> tuple[str | None, str | None, str | None]:
@@ -80,6 +85,53 @@ class ClassMap:
 def coarse_class_map() -> ClassMap:
     """Class map of a network that knows only the four coarse secondary-structure classes (no A, no T)."""
     return ClassMap.from_dict({"C": {str(k + 1): k for k in range(4)}, "A": {}, "T": {}})
+
+
+def parse_label(text: Any, classes: ClassMap) -> str:
+    """What a user wrote (`1`, `mainly-alpha`, `3.40.x.x`, `3.40.50.720`) -> a label `C.A.T.H` of this class map.
+
+    Raises UsageError when it cannot be read, or names a class that the map does not hold.
+    """
+    words = str(text)
+    if isinstance(text, float):
+        raise UsageError(f"label={words}: is it {words} or {words}0? Write all four levels, such as {words}0.x.x")
+    label = NAMES.get(words, words)
+    label = ".".join([*label.split("."), *[MASKED] * 4][: max(4, label.count(".") + 1)])
+    try:
+        known = prefixes(label)
+    except XDistillError:
+        raise UsageError(
+            f"label={words}: expected {', '.join(NAMES)}, sample, a number such as 1, or CATH levels such as 3.40.50.x"
+        ) from None
+    for level, prefix, rows in zip(LEVELS, known, classes.levels, strict=True):
+        if prefix is not None and prefix not in rows:
+            near = get_close_matches(prefix, rows, n=3) or list(rows)[:6]
+            hint = f"known: {', '.join(near)}{', ...' if len(near) < len(rows) else ''}" if rows else "it knows none"
+            raise UsageError(f"label={words}: the teacher has no class {prefix} of level {level} ({hint})")
+    return label
+
+
+@dataclass(frozen=True)
+class LabelLaw:
+    """Empirical joint law of length and coarse class: lengths [m] ascending, classes [m] 1..4 of real chains."""
+
+    lengths: Tensor
+    classes: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor, classes: Tensor) -> LabelLaw:
+        """Of real chains in any order. Raises XDistillError when there are none."""
+        if len(lengths) == 0:
+            raise XDistillError("cannot draw fold labels: the chain set is empty")
+        order = lengths.argsort(stable=True)
+        return cls(lengths[order], classes[order])
+
+    def draw(self, n: int, generator: torch.Generator) -> str:
+        """The label of a chain drawn from the NEIGHBOURS real ones nearest to n residues; A and T are not known."""
+        middle = int(torch.searchsorted(self.lengths, n) + torch.searchsorted(self.lengths, n, right=True)) // 2
+        low = min(max(middle - NEIGHBOURS // 2, 0), max(len(self.lengths) - NEIGHBOURS, 0))
+        chosen = rng.randint(low, min(low + NEIGHBOURS, len(self.lengths)), generator)
+        return f"{int(self.classes[chosen])}.x.x.x"
 
 
 def _choose(label: str | Sequence[str], generator: torch.Generator | None) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from xdistill.domains.protein.checkpoint import load_network
+from xdistill.domains.protein.checkpoint import load_class_map, load_network
 from xdistill.domains.protein.flow import ProteinFlow
 from xdistill.domains.protein.labels import ClassMap, coarse_class_map
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
+from xdistill.errors import XDistillError
 
 ASSETS = Path(__file__).with_name("assets")
 SHIPPED_TEACHER = ASSETS / "mini_teacher.safetensors"
@@ -67,14 +68,20 @@ def mini_network(seed: int = 0) -> LoadedNetwork:
     return LoadedNetwork(ProteinFlow(net), classes, MINI_LENGTHS, "fresh")
 
 
-def load_teacher(weights: str) -> LoadedNetwork:
+def load_teacher(weights: str, class_map: str | None = None) -> LoadedNetwork:
     """`shipped`, what `save_network` wrote, or an official `.ckpt` (never unpickled blindly).
 
-    Raises XDistillError when the file is missing, damaged or of another format.
+    class_map: file with the fold classes, for a network that comes without: `cath_label_mapping.pt` of an official one.
+    Raises XDistillError when a file is missing, damaged or of another format, or the classes are not the network's.
     """
     path = SHIPPED_TEACHER if weights == "shipped" else Path(weights)
     official = path.suffix == ".ckpt"
     loaded = load_network(path)
     flow = ProteinFlow(loaded.net, loaded.target_pred)
+    classes = loaded.class_map if class_map is None else load_class_map(class_map)
+    expected = tuple(loaded.net.num_classes)
+    if classes is not None and classes.num_classes != expected:
+        found = f"{class_map or path}: {classes.num_classes} classes at levels C, A, T"
+        raise XDistillError(f"{found}; the network has {expected}: give the map it was trained with")
     known = loaded.provenance.get("lengths", OFFICIAL_LENGTHS if official else MINI_LENGTHS)
-    return LoadedNetwork(flow, loaded.class_map, (int(known[0]), int(known[1])), weights)
+    return LoadedNetwork(flow, classes, (int(known[0]), int(known[1])), weights)

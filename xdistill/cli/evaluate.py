@@ -16,7 +16,7 @@ from xdistill.config import EvaluateConfig, compose
 from xdistill.errors import UsageError
 
 if TYPE_CHECKING:
-    from xdistill.domain import Metric
+    from xdistill.domain import Domain, Metric
 
 ARROWS = {"high": " ↑", "low": " ↓", "none": ""}
 
@@ -39,7 +39,7 @@ def run(args: Sequence[str]) -> int:
     runs, folders = _paths(cfg.ckpt), _paths(cfg.dir)
     if not runs and not folders:
         raise UsageError("evaluate what? Give ckpt=RUN[,RUN], dir=DIR[,DIR], or both")
-    rows = [_checkpoint(cfg, path, request) for path in runs] + _folders(cfg, folders)
+    rows = [_checkpoint(cfg, path, request) for path in runs] + _folders(cfg, folders, request)
     Console().print(table(rows))
     target = Path(cfg.json) if cfg.json else (runs + folders)[0] / "evaluation.json"
     print(f"saved to {save(rows, target)}")
@@ -74,6 +74,10 @@ def _paths(text: str | None) -> list[Path]:
     return [Path(p) for p in (text or "").split(",") if p]
 
 
+def _measure(domain: Domain, samples: list[Any], seed: int, request: dict[str, Any]) -> dict[str, Metric]:
+    return {**domain.metrics(samples, seed), **domain.request_metrics(samples, seed, **request)}
+
+
 def _checkpoint(cfg: EvaluateConfig, path: Path, request: dict[str, Any]) -> Row:
     from xdistill.cli.student import device, load, options
     from xdistill.evaluation import draw, student_sampler
@@ -90,10 +94,11 @@ def _checkpoint(cfg: EvaluateConfig, path: Path, request: dict[str, Any]) -> Row
         device=device(),
         request=request,
     )
-    return Row(str(path), cfg.num, loaded.domain.metrics(drawn.samples, cfg.seed), drawn.calls, drawn.seconds)
+    found = _measure(loaded.domain, drawn.samples, cfg.seed, request)
+    return Row(str(path), cfg.num, found, drawn.calls, drawn.seconds)
 
 
-def _folders(cfg: EvaluateConfig, folders: Sequence[Path]) -> list[Row]:
+def _folders(cfg: EvaluateConfig, folders: Sequence[Path], request: dict[str, Any]) -> list[Row]:
     if not folders:
         return []
     from xdistill.sections import build_domain
@@ -103,7 +108,7 @@ def _folders(cfg: EvaluateConfig, folders: Sequence[Path]) -> list[Row]:
         if not path.is_dir():
             raise UsageError(f"no folder {path}: dir= takes folders of samples")
         samples = domain.read(path)
-        rows.append(Row(str(path), len(samples), domain.metrics(samples, cfg.seed)))
+        rows.append(Row(str(path), len(samples), _measure(domain, samples, cfg.seed, request)))
     return rows
 
 
