@@ -107,9 +107,8 @@ def gallery_panel(rows: Sequence[Row], domain: Domain, each: int = 12) -> list[P
     """The first samples of every source as the domain draws them; nothing when it draws none."""
     if type(domain).draw is Domain.draw or not any(row.samples for row in rows):
         return []
-    parts = [
-        f"<h3>{chip(colour(i))}{escape(r.name)}</h3>{gallery(domain, r.samples[:each])}" for i, r in enumerate(rows)
-    ]
+    heads = (f"<h3>{chip(colour(i))}{escape(row.name)}</h3>" for i, row in enumerate(rows))
+    parts = [head + gallery(domain, row.samples[:each]) for head, row in zip(heads, rows, strict=True)]
     return [Panel("Samples", "".join(parts))]
 
 

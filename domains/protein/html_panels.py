@@ -90,7 +90,8 @@ def diversity_matrices(groups: Sequence[Group]) -> str:
         said = f"mean {off.mean():.2f}, {np.mean(off > 0.5):.0%} above 0.5, " if len(off) else ""
         with axes(3.0, 2.6) as (fig, ax):
             _shade(ax, (tm - 0.1) / 0.7, tint, (0, len(tm), 0, len(tm)), aspect="equal")
-            ax.set(xlabel="chain", ylabel="chain")
+            ticks = range(0, len(tm) + 1, 5)
+            ax.set(xlabel="chain", ylabel="chain", xticks=ticks, yticks=ticks)
             label = escape(f"{name}: pairwise TM-scores")
             parts.append(figure(inline_svg(fig, label), _caption(name, tint, f"{said}n = {len(tm)} chains")))
     note = (

@@ -35,25 +35,29 @@ def find() -> str | None:
 class Page:
     """One open page. requests: addresses that it asked for; problems: its errors and warnings of the console."""
 
-    def __init__(self, browser: str, width: int = 1200, height: int = 900, *, dark: bool = False) -> None:
+    def __init__(self, browser: str) -> None:
         self.requests: list[str] = []
         self.problems: list[str] = []
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
-        self._start(browser, width, height)
+        self._start(browser)
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.emulate(1200, 900)
+
+    def emulate(self, width: int, height: int, *, dark: bool = False) -> None:
+        """A window of this size on a screen that prefers light or dark."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
-    def _start(self, browser: str, width: int, height: int) -> None:
+    def _start(self, browser: str) -> None:
         read_commands, self._commands = os.pipe()
         self._answers, write_answers = os.pipe()
         self._buffer, self._next, self._session = b"", 0, ""
-        flags = [*FLAGS, f"--user-data-dir={self._profile.name}", f"--window-size={width},{height}"]
+        flags = [*FLAGS, f"--user-data-dir={self._profile.name}"]
         # Chromium reads commands from descriptor 3 and answers on 4.
         redirect = f'exec "$@" 3<&{read_commands} 4>&{write_answers}'
         self._process = subprocess.Popen(

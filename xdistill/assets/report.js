@@ -23,7 +23,11 @@
 
   const look = () => style(byId("colour").value, byId("style").value);
 
-  const create = (element) => $3Dmol.createViewer(element, { backgroundAlpha: 0, antialias: true });
+  // Transparent, but edges and depth fade to this colour.
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const backdrop = () => (dark.matches ? "#11161d" : "#fbfcfd");
+  const create = (element) =>
+    $3Dmol.createViewer(element, { backgroundColor: backdrop(), backgroundAlpha: 0, antialias: true });
 
   function show(index) {
     shown = (index + structures.length) % structures.length;
@@ -102,6 +106,7 @@
   for (const id of ["colour", "style"]) {
     byId(id).addEventListener("change", () => { viewer.setStyle({}, look()); viewer.render(); });
   }
+  dark.addEventListener("change", () => { viewer.setBackgroundColor(backdrop(), 0); viewer.render(); });
   byId("spin").addEventListener("change", (event) => viewer.spin(event.target.checked ? "y" : false, 0.5));
   thumbnails();
 })();
