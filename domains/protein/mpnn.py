@@ -137,10 +137,10 @@ def metrics(chains: Sequence[ArrayLike], seed: int = 0, nll: bool = False, devic
     Chains with NaN or infinity take no part: `finite` of `evaluate_chains` counts them.
     """
     rng = np.random.default_rng(seed)
-    finite = [c for c in chains if np.isfinite(np.asarray(c)).all()]
-    values = {"mpnn_entropy": confidence(finite, device=device)}
+    finite = {i: c for i, c in enumerate(chains) if np.isfinite(np.asarray(c)).all()}
+    values = {"mpnn_entropy": confidence(list(finite.values()), device=device)}
     if nll:
-        values["mpnn_nll"] = np.array([design(c, f"{seed}/{i}", 1, device=device)[1][0] for i, c in enumerate(finite)])
+        values["mpnn_nll"] = np.array([design(c, f"{seed}/{i}", 1, device=device)[1][0] for i, c in finite.items()])
     rows = {k: bootstrap_sums(np.stack([v, np.ones_like(v)], 1), rng) for k, v in values.items()}
     return {k: replace(m, better="low") for k, m in rows.items() if m.n > 0}
 
