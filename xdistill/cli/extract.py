@@ -45,7 +45,9 @@ def run(args: Sequence[str]) -> int:
             break
     if wanted is not None and (missing := sorted(wanted - found)):
         some = ", ".join(map(str, missing[:LISTED])) + (", ..." if len(missing) > LISTED else "")
-        raise UsageError(f"{folder} does not hold {len(missing)} of the designs asked for ({some})")
+        raise UsageError(
+            f"{folder} does not hold {len(missing)} of the designs asked for ({some}): ask for others, or index=all"
+        )
     print(f"{len(found)} designs in {out}")
     return 0
 
