@@ -34,14 +34,19 @@ COMPACT = 1.35  # limit on Rg / (2.2 n^0.38 A)
 
 @dataclass(frozen=True)
 class Database:
-    """The decoded part of structure_db.dat: chain table; per residue sequence, CA in 1/100 A, DSSP."""
+    """The decoded part of structure_db.dat: chain table; per residue sequence, atoms [4, 3] in 1/100 A, DSSP."""
 
     ids: list[str]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     seq: NDArray[np.uint8]
-    ca: NDArray[np.uint16]
+    atoms: NDArray[np.uint16]
     dssp: NDArray[np.uint8]
+
+    @property
+    def ca(self) -> NDArray[np.uint16]:
+        """CA atoms [residues, 3]."""
+        return self.atoms[:, CA]
 
 
 def fetch(work: Path) -> Path:
@@ -84,10 +89,10 @@ def read_database(path: Path) -> Database:
         return values
 
     seq = array("u1", 1)[:, 0]
-    ca = array("<u2", 3 * ATOMS).reshape(-1, ATOMS, 3)[:, CA]
+    atoms = array("<u2", 3 * ATOMS).reshape(-1, ATOMS, 3)
     for dtype, width in (("<i2", 2), ("<u2", 1), ("<u2", 1)):  # torsions, accessibility, depth
         array(dtype, width)
-    return Database(ids, np.array(offset), np.array(length), seq, ca, array("u1", 1)[:, 0])
+    return Database(ids, np.array(offset), np.array(length), seq, atoms, array("u1", 1)[:, 0])
 
 
 def unbroken(db: Database) -> ChainSet:

@@ -194,6 +194,10 @@ class Domain(ABC):
     def write(self, sample: Any, path: Path) -> Path:
         """Write one decoded sample atomically; returns the final path (with the format's suffix)."""
 
+    def for_request(self, **request: Any) -> Domain:
+        """The domain whose `write` and `encode` do what a request asks of files; raises UsageError when they cannot."""
+        return self
+
     def encode(self, sample: Any, format: str) -> bytes:
         """The content of the file that `write` writes, a function of the sample as `unpack(pack(...))` returns it.
 

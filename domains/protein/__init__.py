@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -47,16 +48,17 @@ class ProteinConfig:
     """The protein domain's section of a configuration.
 
     min_length, max_length: residues of the chains to train on and to generate. format: of written structures
-    (pdb, cif, bcif). max_tokens: limit on padded residues of a batch of real chains. label_dropout: share of
-    chains shown without their fold class. label_law: fold classes of data-free batches, `none` or `empirical` (of real
-    chains of the same length, then dropped as often). class_map: file with the fold classes of a teacher that comes
-    without. classifier: weights that measure adherence, null for ours. reference_steps, reference_noise: the teacher's
-    own sampler.
+    (pdb, cif, bcif). atoms: of written structures, `ca` or `backbone` (see `backbone.place_backbones`). max_tokens:
+    limit on padded residues of a batch of real chains. label_dropout: share of chains shown without their fold class.
+    label_law: fold classes of data-free batches, `none` or `empirical` (of real chains of the same length, then dropped
+    as often). class_map: file with the fold classes of a teacher that comes without. classifier: weights that measure
+    adherence, null for ours. reference_steps, reference_noise: the teacher's own sampler.
     """
 
     min_length: int = 40
     max_length: int = 128
     format: str = "pdb"
+    atoms: str = "ca"
     max_tokens: int | None = None
     label_dropout: float = 0.5
     label_law: str = "none"
@@ -76,6 +78,7 @@ class ProteinDomain(Domain):
             "length": "residues of each chain: 64-128 (uniform), or one number",
             "label": "fold class: mainly-alpha, mainly-beta, alpha-beta, few-secondary (or 1-4), CATH levels such as "
             "3.40.x.x for an official teacher, or sample: as real chains of that length (default: none)",
+            "atoms": "what files hold: ca, or backbone (N, CA, C, O, CB, placed on the CA trace; default: ca)",
         }
     )
     formats = ("pdb", "cif", "bcif")
@@ -92,6 +95,7 @@ class ProteinDomain(Domain):
         self.protein = ProteinConfig(**cfg)
         if self.protein.label_law not in ("none", "empirical"):
             raise UsageError(f"domain.label_law={self.protein.label_law}: expected none or empirical")
+        _check_atoms(self.protein.atoms)
 
     @cached_property
     def _loaded(self) -> teacher.LoadedNetwork:
@@ -282,16 +286,23 @@ class ProteinDomain(Domain):
         value = sample.value.detach().float().cpu()
         return [v[:n].numpy() for v, n in zip(value, sample.layout.lengths.tolist(), strict=True)]
 
+    def for_request(self, **request: Any) -> ProteinDomain:
+        atoms = request.get("atoms", self.protein.atoms)
+        _check_atoms(atoms)
+        changed = copy.copy(self)
+        changed.protein = replace(self.protein, atoms=atoms)
+        return changed
+
     def write(self, sample: Any, path: Path) -> Path:
         path = path if codec.structure_format(path) else path.with_name(f"{path.name}.{self.protein.format}")
-        codec.write_structure(path, packed.on_grid(sample))
+        codec.write_structure(path, packed.on_grid(sample), atoms=self.protein.atoms)  # type: ignore[arg-type]
         return path
 
     def encode(self, sample: Any, format: str) -> bytes:
         """Coordinates carry three decimals (0.001 A) in every format, as packed shards do."""
         if format not in self.formats:
             raise UsageError(f"unknown format '{format}'{nearest(format, self.formats)}")
-        return codec.structure_bytes(packed.on_grid(sample), format)  # type: ignore[arg-type]
+        return codec.structure_bytes(packed.on_grid(sample), format, self.protein.atoms)  # type: ignore[arg-type]
 
     def load(self, path: Path) -> NDArray[Any]:
         return codec.read_structure(path)[0]
@@ -331,6 +342,11 @@ class ProteinDomain(Domain):
             "sid_*.json": parity_flow.replay_sid,
         }
         return [r for pattern, replay in kinds.items() if any(directory.glob(pattern)) for r in replay(directory)]
+
+
+def _check_atoms(atoms: Any) -> None:
+    if atoms not in get_args(codec.Atoms):
+        raise UsageError(f"atoms={atoms}: expected {' or '.join(get_args(codec.Atoms))}")
 
 
 def parse_length(text: Any, default: tuple[int, int]) -> tuple[int, int]:

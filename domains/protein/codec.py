@@ -1,4 +1,4 @@
-"""CA traces in and out of structure files: PDB, mmCIF and BinaryCIF through biotite, nm inside, Angstrom in files."""
+"""CA traces in and out of structure files, alone or with the backbone they imply: nm inside, Angstrom in files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from xdistill.errors import XDistillError
 
 Format = Literal["pdb", "cif", "bcif"]
+Atoms = Literal["ca", "backbone"]
 SUFFIXES: dict[str, Format] = {
     ".pdb": "pdb",
     ".ent": "pdb",
@@ -48,22 +50,46 @@ def ca_array(coords_nm: ArrayLike) -> struc.AtomArray:
     if not np.isfinite(xyz).all():
         bad = int((~np.isfinite(xyz).all(1)).sum())
         raise XDistillError(f"{bad} of {len(xyz)} residues have NaN or infinite coordinates: nothing to write")
-    atoms = struc.AtomArray(len(xyz))
-    atoms.coord = xyz * NM
-    atoms.res_id = np.arange(1, len(xyz) + 1)
-    constants = {"chain_id": "A", "res_name": "ALA", "atom_name": "CA", "element": "C"}
-    for name, value in constants.items():
-        atoms.set_annotation(name, np.full(len(xyz), value))
-    atoms.set_annotation("b_factor", np.zeros(len(xyz)))
-    atoms.set_annotation("occupancy", np.ones(len(xyz)))
+    return _alanines(xyz[:, None] * NM, ("CA",))
+
+
+def backbone_array(coords_nm: ArrayLike) -> struc.AtomArray:
+    """N, CA, C, O and CB a residue, placed on coords [n, 3] nm -> biotite array in Angstrom, as `ca_array` gives one.
+
+    See `backbone.place_backbones`. CA stay where they are, the other atoms carry three decimals.
+
+    Raises:
+        XDistillError: the shape is not [n, 3] with n >= 3, or a coordinate is not finite.
+    """
+    from xdistill.domains.protein.backbone import ATOMS, place_backbone  # torch is not needed for CA alone
+
+    atoms = place_backbone(coords_nm).atoms
+    placed = np.arange(len(ATOMS)) != ATOMS.index("CA")
+    atoms[:, placed] = np.round(atoms[:, placed].astype(np.float64), 3)
+    return _alanines(atoms, ATOMS)
+
+
+def _alanines(xyz: NDArray[np.float32], names: Sequence[str]) -> struc.AtomArray:
+    """Atoms `names` of residues ALA 1..n of chain A at xyz [n, len(names), 3] A."""
+    n = len(xyz)
+    atoms = struc.AtomArray(n * len(names))
+    atoms.coord = xyz.reshape(-1, 3)
+    atoms.res_id = np.repeat(np.arange(1, n + 1), len(names))
+    atoms.set_annotation("chain_id", np.full(n * len(names), "A"))
+    atoms.set_annotation("res_name", np.full(n * len(names), "ALA"))
+    atoms.set_annotation("atom_name", np.tile(names, n))
+    atoms.set_annotation("element", np.tile([name[0] for name in names], n))
+    atoms.set_annotation("b_factor", np.zeros(n * len(names)))
+    atoms.set_annotation("occupancy", np.ones(n * len(names)))
     return atoms
 
 
-def write_structure(path: str | Path, coords_nm: ArrayLike, fmt: Format | None = None) -> None:
+def write_structure(path: str | Path, coords_nm: ArrayLike, fmt: Format | None = None, atoms: Atoms = "ca") -> None:
     """Write one CA trace [n, 3] (nm) to `path`, atomically: readers see the old file or the whole new one.
 
     Args:
         fmt: pdb (0.001 A precision), cif or bcif (float32 precision); default: what the suffix says.
+        atoms: ca writes the trace, backbone places N, C, O and CB on it.
 
     Raises:
         XDistillError: unknown format, bad shape, non-finite values, or values that do not fit PDB columns.
@@ -72,18 +98,18 @@ def write_structure(path: str | Path, coords_nm: ArrayLike, fmt: Format | None =
     fmt = fmt or structure_format(path)
     if fmt is None or fmt not in get_args(Format):
         raise XDistillError(f"cannot tell the format of {path.name}: use .pdb, .cif or .bcif, or pass fmt")
-    payload = structure_bytes(coords_nm, fmt)
+    payload = structure_bytes(coords_nm, fmt, atoms)
     if path.name.lower().endswith(".gz"):
         payload = gzip.compress(payload, mtime=0)
     _replace(path, payload)
 
 
-def structure_bytes(coords_nm: ArrayLike, fmt: Format) -> bytes:
+def structure_bytes(coords_nm: ArrayLike, fmt: Format, atoms: Atoms = "ca") -> bytes:
     """The content of a structure file with one CA trace [n, 3] (nm); raises XDistillError as `write_structure` does."""
-    atoms = ca_array(coords_nm)
+    array = backbone_array(coords_nm) if atoms == "backbone" else ca_array(coords_nm)
     if fmt == "pdb":
-        _check_pdb_columns(atoms)
-    return _serialize(atoms, fmt)
+        _check_pdb_columns(array)
+    return _serialize(array, fmt)
 
 
 def read_structure(path: str | Path) -> list[NDArray[np.float32]]:
@@ -165,8 +191,9 @@ def _check_pdb_columns(atoms: struc.AtomArray) -> None:
             f"coordinates span {low:.0f}..{high:.0f} A, PDB columns hold {PDB_RANGE[0]}..{PDB_RANGE[1]}: "
             "check the sample, or write cif or bcif"
         )
-    if atoms.array_length() > PDB_RESIDUES:
-        raise XDistillError(f"{atoms.array_length()} residues, a PDB file numbers {PDB_RESIDUES}: write cif or bcif")
+    residues = int(atoms.res_id[-1])
+    if residues > PDB_RESIDUES:
+        raise XDistillError(f"{residues} residues, a PDB file numbers {PDB_RESIDUES}: write cif or bcif")
 
 
 def _serialize(atoms: struc.AtomArray, fmt: Format) -> bytes:

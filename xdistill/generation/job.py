@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from xdistill import __version__, registry
+from xdistill.domain import Domain
 from xdistill.errors import UsageError
 from xdistill.generation.filters import Funnel
 from xdistill.generation.plan import WorkPlan, design_sizes
@@ -42,10 +43,15 @@ class Job:
     filter_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        domain = self.loaded.domain
+        domain = self.domain
         known = [*domain.formats, *([PACKED] if domain.packed_suffix else [])]
         if self.file_format not in known:
             raise UsageError(f"unknown format '{self.file_format}'{registry.nearest(self.file_format, known)}")
+
+    @property
+    def domain(self) -> Domain:
+        """The student's domain, set for the files of the request."""
+        return self.loaded.domain.for_request(**self.request)
 
     @property
     def file_format(self) -> str:

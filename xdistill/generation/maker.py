@@ -131,7 +131,7 @@ def _encode(job: Job, shard: Shard, samples: Sequence[Any]) -> dict[str, bytes]:
 
 def _file(job: Job, sample: Any) -> bytes | None:
     try:
-        return job.loaded.domain.encode(sample, job.file_format)
+        return job.domain.encode(sample, job.file_format)
     except UsageError:
         raise
     except XDistillError:
