@@ -9,8 +9,10 @@ virtual angles 85.6 / 100.9 / 145.9 degrees at 1 / 50 / 99 %; closest pair with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -32,12 +34,44 @@ VALID_BONDS, VALID_ANGLES = 0.95, 0.90
 MIN_SPREAD = 1e-3  # floor of a descriptor's standard deviation
 BETTER = {
     **dict.fromkeys(("score", "finite", "valid", "valid_bonds", "valid_angles", "no_clash", "handedness"), "high"),
-    **dict.fromkeys(("bond_std", "pairwise_tm", "descriptor_frechet"), "low"),
+    **dict.fromkeys(("bond_std", "clashes", "pairwise_tm", "descriptor_frechet"), "low"),
 }
 COUNT_LOST = ("score", "valid", "no_clash")  # where a chain with NaN counts as 0
 CHAIN_METRICS = (
-    *("score", "valid", "bond_mean", "bond_std", "valid_bonds", "valid_angles", "no_clash", "compactness"),
-    *("right_handed", "left_handed", "handedness", "helix", "strand"),
+    *("score", "valid", "bond_mean", "bond_std", "valid_bonds", "valid_angles", "no_clash", "clashes"),
+    *("rg", "compactness", "contact_order", "right_handed", "left_handed", "handedness", "helix", "strand"),
+)
+
+
+Extra = Callable[[Sequence[ArrayLike], int], dict[str, Metric]]
+
+
+def _extra(module: str) -> Extra:
+    """`metrics(chains, seed)` of a module of this domain, imported when it is called."""
+
+    def measure(chains: Sequence[ArrayLike], seed: int) -> dict[str, Metric]:
+        return import_module(f"xdistill.domains.protein.{module}").metrics(chains, seed)
+
+    return measure
+
+
+def _designability(chains: Sequence[ArrayLike], seed: int) -> dict[str, Metric]:
+    from xdistill.domains.protein import designability, folding
+
+    return designability.metrics(chains, folding.load_backend(), seed)
+
+
+#: Metrics that take longer than reading the coordinates: (chains [n, 3] in nm, seed) -> metrics, cheapest first.
+#: Each raises UsageError that says what to install when it needs something that is not there.
+EXTRA: Mapping[str, Extra] = MappingProxyType(
+    {
+        "dssp": _extra("dssp"),
+        "mpnn": _extra("mpnn"),
+        "classifier": _extra("distribution"),
+        "clusters": _extra("clusters"),
+        "novelty": _extra("novelty"),
+        "designability": _designability,
+    }
 )
 
 
@@ -60,6 +94,9 @@ def chain_sums(x: Array) -> dict[str, tuple[float, ...]]:
         "valid_bonds": (good_bonds.sum(), len(bonds)),
         "valid_angles": (good_angles.sum(), len(angles)),
         "no_clash": (not clash.any(), 1),
+        "clashes": (100 * clash.sum(), n),
+        "rg": (geometry.radius_of_gyration(x), 1),
+        "contact_order": (geometry.contact_order(x), 1),
         "compactness": (geometry.compactness(x), 1),
         "right_handed": (right, n - 3),
         "left_handed": (left, n - 3),
@@ -83,7 +120,11 @@ def evaluate_chains(
     - finite: fraction of chains without NaN or infinity. A chain that is not counts as score 0, not `valid` and
       clashing, and takes no part in the rest.
     - valid, no_clash: fractions of chains; bond_mean, bond_std: A; valid_bonds, valid_angles: fractions.
-    - compactness: mean Rg / (2.2 n^0.38 A).
+    - clashes: pairs with |i - j| > 2 closer than 3.5 A, for each 100 residues.
+    - rg: mean radius of gyration in A; compactness: mean Rg / (2.2 n^0.38 A).
+    - contact_order: mean over chains of the mean |i - j| / n over CA pairs with |i - j| > 2 closer than 8 A, as a
+      relative contact order without side chains (Plaxco, Simons & Baker, J. Mol. Biol. 277, 985, 1998, counts heavy
+      atoms within 6 A, so values differ).
     - right_handed, left_handed: fractions of dihedrals; handedness: right / (right + left), 0.5 for an achiral model.
     - helix, strand: fractions of residues (P-SEA, which hardly sees handedness: a mirrored set scores alike).
     - pairwise_tm: mean TM-score of samples of equal length, aligned by index (lower = more diverse).
