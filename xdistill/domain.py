@@ -86,7 +86,8 @@ class Domain(ABC):
     """One modality. `cfg` is the domain's own resolved configuration section.
 
     teacher_weights: `shipped` or a path. data_path: a folder of the user's own data, None for what ships with the
-    domain. request_keys: what `generate` may ask of a sample beyond its number, key -> help.
+    domain. request_keys: what `generate` may ask of a sample beyond its number, key -> help. file_keys: those that
+    concern its file alone (see `for_request`), which `extract` takes too.
     formats: suffixes that `write` and `encode` know, the default first. packed_suffix: of packed shards, none when the
     domain packs no samples. ranking: what a shortlist may rank by, column of the manifest -> `low` or `high` is better.
     design_columns: what `design_metrics` returns.
@@ -98,6 +99,7 @@ class Domain(ABC):
     data_path: str | None = None
     data_report: DataReport | None = None
     request_keys: Mapping[str, str] = MappingProxyType({})
+    file_keys: Sequence[str] = ()
     formats: Sequence[str] = ()
     packed_suffix: str = ""
     ranking: Mapping[str, str] = MappingProxyType({})

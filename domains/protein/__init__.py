@@ -81,6 +81,7 @@ class ProteinDomain(Domain):
             "atoms": "what files hold: ca, or backbone (N, CA, C, O, CB, placed on the CA trace; default: ca)",
         }
     )
+    file_keys = ("atoms",)
     formats = ("pdb", "cif", "bcif")
     packed_suffix = packed.SUFFIX
     ranking = MappingProxyType(filters.RANKING)

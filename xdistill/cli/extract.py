@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -22,7 +24,9 @@ def run(args: Sequence[str]) -> int:
     """Check the request, then write the files; a repeated command writes the same ones again."""
     if not args or "=" in args[0]:
         raise UsageError("extract from where? Give the folder first: xdistill extract DIR out=OUT")
-    folder, (cfg, _) = Path(args[0]), read(ExtractConfig, split(args[1:]))
+    folder, pairs = Path(args[0]), split(args[1:])
+    own = {f.name for f in fields(ExtractConfig)}
+    cfg, _ = read(ExtractConfig, {k: v for k, v in pairs.items() if k in own})
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}: give one of xdistill generate format=packed")
     if cfg.out is None:
@@ -31,6 +35,8 @@ def run(args: Sequence[str]) -> int:
     from xdistill.sections import build_domain
 
     domain = build_domain(compose([f"domain={_domain(folder, cfg.domain)}"]))
+    _, files = read(ExtractConfig, pairs, {k: domain.request_keys[k] for k in domain.file_keys})
+    domain = domain.for_request(**{k: v for k, v in _request(folder).items() if k in domain.file_keys} | files)
     format = cfg.format or domain.formats[0]
     if format not in domain.formats:
         raise UsageError(f"unknown format '{format}'{nearest(format, domain.formats)}")
@@ -56,10 +62,18 @@ def _domain(folder: Path, name: str | None) -> str:
     """What was asked for, or what the folder's request says."""
     if name:
         return name
+    request = _request(folder)
+    if "domain" not in request:
+        raise UsageError(f"{folder} has no request.json of generate: say of which domain it is, domain=NAME")
+    return str(request["domain"])
+
+
+def _request(folder: Path) -> dict[str, Any]:
+    """What generate was asked for; empty when the folder does not say."""
     try:
-        return str(json.loads((folder / "request.json").read_text())["domain"])
-    except (OSError, ValueError, KeyError):
-        raise UsageError(f"{folder} has no request.json of generate: say of which domain it is, domain=NAME") from None
+        return dict(json.loads((folder / "request.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _wanted(folder: Path, index: str) -> set[int] | None:

@@ -46,12 +46,13 @@ ABOUT = {
         ),
     ),
     "evaluate": (
-        "xdistill evaluate domain=NAME ckpt=RUN[,RUN] | dir=DIR[,DIR] [key=value ...]",
+        "xdistill evaluate domain=NAME ckpt=RUN[,RUN] | dir=DIR[,DIR] | teacher=SAMPLER[,SAMPLER] [key=value ...]",
         "Measure samples with the domain's metrics and their 95 % intervals; print a table and save it as JSON.",
         (
             "xdistill evaluate domain=protein ckpt=runs/protein_sid num=100",
             "xdistill evaluate domain=toy ckpt=runs/toy_sid,runs/toy_dmd json=compare.json",
-            "xdistill evaluate domain=protein dir=my_structures,samples",
+            "xdistill evaluate domain=protein dir=my_structures,samples metrics=mpnn,novelty html=report.html",
+            "xdistill evaluate domain=protein ckpt=runs/protein_sid teacher=reference,ode teacher_steps=16 metrics=full",
         ),
     ),
     "bench": (
@@ -163,8 +164,8 @@ def _schema_keys(schema: type[Any], args: Sequence[str]) -> str:
         lines.append(_key(f.name, "required" if f.default is MISSING else f.default, docs[f.name]))
     if (pairs := split([a for a in args if "=" in a])).get("domain"):
         domain = domain_class(pairs)
-        if schema is not config.ExtractConfig:
-            lines += [_key(k, None, meaning) for k, meaning in domain.request_keys.items()]
+        keys = domain.file_keys if schema is config.ExtractConfig else domain.request_keys
+        lines += [_key(k, None, domain.request_keys[k]) for k in keys]
         if schema is config.GenerateConfig:
             lines += _filter_keys(domain)
         lines.append(f"  formats of {domain.name}: {', '.join(domain.formats)}")
