@@ -221,6 +221,18 @@ def test_extract_writes_what_generate_would_have(
             assert (out / f"sample_{i:06d}.{format}").read_bytes() == direct.read_bytes()
 
 
+def test_extract_keeps_to_the_request_and_a_command_overrides_it(
+    candidates: tuple[Path, list[Array]], protein: ProteinDomain, tmp_path: Path
+) -> None:
+    folder, samples = candidates
+    (folder / "request.json").write_text(json.dumps({"domain": "protein", "atoms": "backbone", "length": 40}))
+    backbone = protein.for_request(atoms="backbone").encode(samples[2], "pdb")
+    assert backbone.count(b"ATOM") == 5 * len(samples[2])
+    for name, options, expected in (("a", [], backbone), ("b", ["atoms=ca"], protein.encode(samples[2], "pdb"))):
+        assert main(["extract", str(folder), "index=2", f"out={tmp_path / name}", *options]) == 0
+        assert (tmp_path / name / "sample_000002.pdb").read_bytes() == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message", "code"),
     [
@@ -230,6 +242,7 @@ def test_extract_writes_what_generate_would_have(
         (["out="], "Give out=OUT", 2),
         (["domain=toy"], "no packed shard", 2),
         (["indx=3"], "did you mean 'index'", 2),
+        (["length=40"], "unknown key 'length'", 2),
     ],
 )
 def test_extract_refuses_in_one_line(
