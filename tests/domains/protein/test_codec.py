@@ -1,16 +1,21 @@
-"""CA traces through PDB, mmCIF and BinaryCIF files."""
+"""CA traces and backbones through PDB, mmCIF and BinaryCIF files."""
 
 import gzip
 import os
+from pathlib import Path
 
+import biotite.structure as struc
 import numpy as np
 import pytest
 import torch
+from biotite.structure.io import load_structure
 
-from xdistill.domains.protein import codec
+from xdistill.domains.protein import ProteinDomain, codec
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.codec import read_ca_atoms, read_structure, write_structure
-from xdistill.errors import XDistillError
+from xdistill.domains.protein.packed import on_grid
+from xdistill.domains.protein.structures import read_folder
+from xdistill.errors import UsageError, XDistillError
 
 PRECISION_NM = {"pdb": 5.1e-5, "cif": 2e-7, "bcif": 2e-7}
 
@@ -150,3 +155,70 @@ def test_unreadable_files_are_one_line_errors(tmp_path, name: str, content: byte
     assert name in str(error.value)
     with pytest.raises(XDistillError, match="no file at"):
         read_structure(tmp_path / "missing.pdb")
+
+
+@pytest.mark.parametrize("fmt", ["pdb", "cif", "bcif"])
+def test_backbones_are_five_atoms_a_residue_and_read_back_as_the_same_trace(tmp_path, fmt: str) -> None:
+    xyz = on_grid(load_embedded("test").coords(3))
+    write_structure(tmp_path / f"x.{fmt}", xyz, atoms="backbone")
+    (again,) = read_structure(tmp_path / f"x.{fmt}")
+    np.testing.assert_allclose(again, xyz, atol=2e-7, rtol=0)
+    atoms = all_atoms(tmp_path / f"x.{fmt}")
+    n = len(xyz)
+    assert atoms.atom_name.tolist() == ["N", "CA", "C", "O", "CB"] * n
+    assert atoms.element.tolist() == ["N", "C", "C", "O", "C"] * n
+    assert atoms.res_id.tolist() == np.repeat(np.arange(1, n + 1), 5).tolist()
+    assert set(atoms.res_name) == {"ALA"}
+    assert set(atoms.chain_id) == {"A"}
+    assert not atoms.hetero.any()
+    np.testing.assert_allclose(atoms.coord, np.round(atoms.coord.astype(float), 3), atol=1e-5)
+    bonds = struc.connect_via_residue_names(atoms)
+    lengths = np.linalg.norm(np.diff(atoms.coord[bonds.as_array()[:, :2]], axis=1)[:, 0], axis=1)
+    assert bonds.get_bond_count() == 5 * n - 1  # N-CA, CA-C, C-O, CA-CB, and C-N between residues
+    assert 1.2 < lengths.min() < lengths.max() < 1.6
+
+
+def test_pdb_of_a_backbone_ends_and_fits_its_columns(tmp_path) -> None:
+    write_structure(tmp_path / "x.pdb", load_embedded("test").coords(0), atoms="backbone")
+    lines = (tmp_path / "x.pdb").read_text().splitlines()
+    assert lines[-1] == "END"
+    assert {len(line) for line in lines[:-1]} == {80}
+    assert [line[12:16] for line in lines[:5]] == [" N  ", " CA ", " C  ", " O  ", " CB "]
+
+
+def test_a_folder_of_backbones_is_a_folder_of_traces(tmp_path) -> None:
+    chains = load_embedded("test")
+    for i in range(3):
+        write_structure(tmp_path / f"{i}.pdb", chains.coords(i), atoms="backbone")
+    found, report = read_folder(tmp_path)
+    assert report.kept == 3
+    assert found.lengths.tolist() == chains.lengths[:3].tolist()
+
+
+@pytest.mark.parametrize("xyz", [np.zeros((2, 3)), np.full((3, 3), np.nan)])
+def test_what_has_no_backbone_is_an_error_and_leaves_no_file(tmp_path, xyz: np.ndarray) -> None:
+    with pytest.raises(XDistillError):
+        write_structure(tmp_path / "x.pdb", xyz, atoms="backbone")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_domain_writes_what_the_request_asks_for(tmp_path) -> None:
+    domain, xyz = ProteinDomain({}), load_embedded("test").coords(1)
+    asked = domain.for_request(atoms="backbone", length="40-50")
+    for fmt in domain.formats:
+        path = asked.write(xyz, tmp_path / f"x.{fmt}")
+        assert path.read_bytes() == asked.encode(xyz, fmt)
+        assert len(all_atoms(path)) == 5 * len(xyz)
+        np.testing.assert_allclose(asked.load(path), domain.load(domain.write(xyz, tmp_path / f"ca.{fmt}")), atol=0)
+    assert domain.encode(xyz, "pdb").count(b"\n") == len(xyz) + 1
+    assert ProteinDomain({"atoms": "backbone"}).encode(xyz, "cif") == asked.encode(xyz, "cif")
+    for wrong in (lambda: domain.for_request(atoms="all"), lambda: ProteinDomain({"atoms": "all"})):
+        with pytest.raises(UsageError, match="expected ca or backbone"):
+            wrong()
+
+
+def all_atoms(path: Path) -> struc.AtomArray:
+    """The file as biotite alone reads it."""
+    atoms = load_structure(path)
+    assert isinstance(atoms, struc.AtomArray)
+    return atoms
