@@ -148,7 +148,9 @@ class GenerateConfig:
     noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
     format: of the files, or packed, many designs in one file (none: the domain's first). shard: designs written and
     recorded at once (0: 1024, or one batch up to 1024 designs). filter: names of the domain's filters, cheapest first,
-    separated by commas; filter.NAME.OPTION=VALUE sets their options. engine: local, also as ranks of torchrun or Slurm,
+    separated by commas; filter.NAME.OPTION=VALUE sets their options. keep: designs of a shortlist to end with, among
+    those that passed (0: none). by: column of the manifest that it ranks by. diversity: most similarity of any two of
+    it, e.g. 0.5 (none: any). engine: local, also as ranks of torchrun or Slurm,
     or ray. workers: processes, or actors of Ray (0: one a GPU, or one a core). threads: CPU threads of each; another
     number rounds differently. ray_address: of a Ray cluster to join, also written ray.address (none: start one here).
     """
@@ -164,6 +166,9 @@ class GenerateConfig:
     format: str | None = None
     shard: int = 0
     filter: str | None = None
+    keep: int = 0
+    by: str | None = None
+    diversity: float | None = None
     engine: str = "local"
     workers: int = 0
     threads: int = 1

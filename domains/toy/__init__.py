@@ -82,6 +82,10 @@ class ToyDomain(Domain):
     def __new__(cls, cfg: Mapping[str, Any]) -> ToyDomain:
         return super().__new__(ToyTokens if cfg.get("task") == "tokens" else cls)
 
+    def __getnewargs__(self) -> tuple[Mapping[str, Any]]:
+        """For pickle: generation sends domains to its workers."""
+        return (self.cfg,)
+
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
         self.toy = ToyConfig.parse(cfg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from xdistill.cli.keys import domain_class, read, split
 from xdistill.config import GenerateConfig
+from xdistill.errors import UsageError
 
 if TYPE_CHECKING:
     from xdistill.generation import Engine, Job, Outcome
+    from xdistill.generation.folder import DesignFolder
+    from xdistill.generation.shortlist import Choice
 
 MANY = 128  # designs: fewer are done before a second process has started
 
@@ -28,6 +32,7 @@ def run(args: Sequence[str]) -> int:
     from xdistill.generation import generate
 
     work, job = engine(cfg), _job(cfg, request, judged)
+    choice = _choice(cfg, job)
     columns = (TextColumn("generate"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True))
     task, began = progress.add_task("generate", total=-(-cfg.num // work.rank.world)), time.monotonic()
@@ -37,7 +42,7 @@ def run(args: Sequence[str]) -> int:
         progress.update(task, completed=done)
 
     try:
-        outcome = generate(job, Path(cfg.out), work, show)
+        outcome = generate(job, Path(cfg.out), work, show, partial(_shortlist, job, choice))
     finally:
         progress.stop()
     _report(job, work, outcome, time.monotonic() - began)
@@ -81,6 +86,30 @@ def _job(cfg: GenerateConfig, request: dict[str, Any], judged: dict[str, str]) -
         funnel.names,
         funnel.description,
     )
+
+
+def _choice(cfg: GenerateConfig, job: Job) -> Choice | None:
+    """The shortlist to end with; raises UsageError when the run could not."""
+    from xdistill.generation.shortlist import Choice, check
+
+    if not cfg.keep:
+        if cfg.by or cfg.diversity is not None:
+            raise UsageError("by= and diversity= say which designs a shortlist takes: add keep=NUMBER")
+        return None
+    if not cfg.by:
+        raise UsageError(f"keep={cfg.keep} of which? Give by=COLUMN: {', '.join(job.loaded.domain.ranking)}")
+    choice = Choice(cfg.keep, cfg.by, cfg.diversity)
+    check(choice, job.loaded.domain, job.funnel.columns)
+    return choice
+
+
+def _shortlist(job: Job, choice: Choice | None, folder: DesignFolder) -> None:
+    from xdistill.generation.shards import PACKED
+    from xdistill.generation.shortlist import shortlist
+
+    if choice is not None:
+        format = None if job.file_format == PACKED else job.file_format
+        print(shortlist(folder.path, folder.rows(), job.loaded.domain, choice, format).line(choice))
 
 
 def _report(job: Job, work: Engine, outcome: Outcome, seconds: float) -> None:

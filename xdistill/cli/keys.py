@@ -16,7 +16,7 @@ KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
     str: ("a text", str),
 }
 POSITIVE = ("num", "batch", "repeats", "threads")
-NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "seed", "shard", "workers")
+NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "seed", "shard", "keep", "workers")
 
 
 def split(args: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,8 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,24 +98,28 @@ class DesignFolder:
         except OSError as error:
             raise self._full(error) from error
 
-    def merge(self, plan: WorkPlan) -> set[int]:
-        """Write the manifest when every shard is recorded; returns the numbers of those that are not.
-
-        Several ranks may come at the same time; the file does not depend on who writes it.
-        """
-        assert self._lock is not None, "merge needs the lock"
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Several ranks may come to the end at the same time: one after the other."""
+        assert self._lock is not None, "the end needs the lock"
         fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, MERGING)
         try:
-            rows = self._rows()
-            missing = set(range(plan.shards)) - set(rows)
-            if not missing and (self.path / PARTS).is_dir():
-                self._write(self.path / MANIFEST, manifest.encode(manifest.merge(rows[n] for n in sorted(rows))))
-                shutil.rmtree(self.path / PARTS)
-                for left in self.path.rglob(".*.[0-9]*"):  # what a killed process was writing
-                    left.unlink(missing_ok=True)
-            return missing
+            yield
+        except OSError as error:
+            raise self._full(error) from error
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, MERGING)
+
+    def merge(self, plan: WorkPlan) -> set[int]:
+        """Write the manifest when every shard is recorded; returns the numbers of those that are not."""
+        rows = self._rows()
+        missing = set(range(plan.shards)) - set(rows)
+        if not missing and (self.path / PARTS).is_dir():
+            self._write(self.path / MANIFEST, manifest.encode(manifest.merge(rows[n] for n in sorted(rows))))
+            shutil.rmtree(self.path / PARTS)
+            for left in self.path.rglob(".*.[0-9]*"):  # what a killed process was writing
+                left.unlink(missing_ok=True)
+        return missing
 
     def rows(self) -> pa.Table:
         """The manifest, or what there is of it."""

@@ -117,21 +117,26 @@ def work(connection: Connection, payload: bytes, device: str) -> None:
     """A worker's life: shards in, made shards out, until the driver closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the driver decides
     Thread(target=_die_with_driver, daemon=True).start()
-    job: Job = pickle.loads(payload)
-    torch.set_num_threads(job.threads)
-    artist = Artist(job, device)
+    artist: Artist | None = None
     while True:
         try:
             shard = connection.recv()
         except EOFError:
             return
         try:
+            artist = artist or _artist(payload, device)
             report = partial(_report, connection, shard.number)
-            connection.send(finish(job, shard, artist.draw(shard, report)))
+            connection.send(finish(artist.job, shard, artist.draw(shard, report)))
         except XDistillError as error:
             connection.send(Failed(shard, str(error)))
         except Exception as error:
             connection.send(Failed(shard, f"{type(error).__name__}: {error}"))
+
+
+def _artist(payload: bytes, device: str) -> Artist:
+    job: Job = pickle.loads(payload)
+    torch.set_num_threads(job.threads)
+    return Artist(job, device)
 
 
 def _report(connection: Connection, shard: int, designs: int) -> None:

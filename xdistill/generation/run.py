@@ -48,6 +48,7 @@ def generate(
     out: Path,
     engine: Engine = Engine(),
     on_progress: Callable[[int], None] = lambda done: None,
+    at_end: Callable[[DesignFolder], None] = lambda folder: None,
 ) -> Outcome:
     """Write designs 0..num-1 and their manifest into `out`; the same call continues an interrupted one.
 
@@ -58,9 +59,11 @@ def generate(
     width depends on its size alone); on a GPU another batch size may choose other kernels, which round differently
     (1e-6 nm a network call, more where a distance then falls into another bin).
 
-    on_progress sees the number of designs that are there. Under torchrun or Slurm each rank makes its share, and the
-    last one merges the manifest. Raises UsageError when `out` holds something else or the request is not understood,
-    XDistillError when the disk is full, a worker fails, or one shard's workers keep dying.
+    on_progress sees the number of designs that are there; at_end is called when all are, and the manifest. Under
+    torchrun or Slurm each rank makes its share, and the last one merges the manifest.
+
+    Raises UsageError when `out` holds something else or the request is not understood, XDistillError when the disk is
+    full, a worker fails, or one shard's workers keep dying.
     """
     if engine.name not in ENGINES:
         raise UsageError(f"engine={engine.name}: choose {' or '.join(ENGINES)}")
@@ -83,7 +86,10 @@ def generate(
         if rest:
             with _crew(job, engine, len(rest), lambda n: on_progress(before + made + n)) as crew:
                 drive(crew, rest, write, lambda n: on_progress(before + n))
-        missing = folder.merge(plan)
+        with folder.ending():
+            missing = folder.merge(plan)
+            if not missing:
+                at_end(folder)
         if missing & set(mine):
             raise XDistillError(f"{out} changed while it was written to: give the same command again")
         return Outcome(folder, made, len(missing))
