@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -75,6 +76,11 @@ def loss(net: GearNet, chains: list[Tensor], targets: dict[str, Tensor], mirrore
     return total
 
 
+def anneal(progress: float) -> float:
+    """Linear warm-up over a tenth of the run, cosine to zero after it."""
+    return progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+
+
 def train(args: argparse.Namespace) -> tuple[GearNet, float]:
     """The trained network and the seconds it took, continued from `last.pt` if there is one."""
     chains = load_embedded("train")
@@ -82,32 +88,29 @@ def train(args: argparse.Namespace) -> tuple[GearNet, float]:
     torch.manual_seed(args.seed)
     net = GearNet(CONFIG)
     optim = torch.optim.AdamW(net.parameters(), args.lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optim, args.lr, args.steps, pct_start=0.1)
     start, spent, last = 0, 0.0, args.out / "last.pt"
     if last.exists():
         state = torch.load(last, weights_only=True)
         net.load_state_dict(state["net"])
         optim.load_state_dict(state["optim"])
-        schedule.load_state_dict(state["schedule"])
         start, spent = state["step"], state["seconds"]
     began = time.perf_counter() - spent
     for step in range(start, args.steps):
         index = batch_index(chains, args.residues, args.seed, step)
         x, mirrored = augmented(chains, index, rng.generator("augment", args.seed, step))
+        optim.param_groups[0]["lr"] = args.lr * anneal((step + 1) / args.steps)
         value = loss(net, x, {k: v[index] for k, v in targets.items()}, mirrored)
         optim.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optim.step()
-        schedule.step()
-        if (step + 1) % 25 == 0 or step + 1 == args.steps:
+        if (step + 1) % 10 == 0 or step + 1 == args.steps:
             print(f"step {step + 1}/{args.steps} loss {value:.3f} {time.perf_counter() - began:.0f} s", flush=True)
             save(
                 last,
                 {
                     "net": net.state_dict(),
                     "optim": optim.state_dict(),
-                    "schedule": schedule.state_dict(),
                     "step": step + 1,
                     "seconds": time.perf_counter() - began,
                 },
@@ -147,9 +150,9 @@ def held_out(net: GearNet) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/protein_classifier"))
-    parser.add_argument("--steps", type=int, default=700, help="updates")
+    parser.add_argument("--steps", type=int, default=520, help="updates, and length of the cosine decay")
     parser.add_argument("--residues", type=int, default=3000, help="residues a batch")
-    parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate of the one-cycle schedule")
+    parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -17,7 +17,7 @@ from torch import nn
 
 from xdistill import rng
 from xdistill.discriminator import PooledDiscriminator
-from xdistill.domain import DataSource, Domain, FilterFactory, Metric, Neighbours, TeacherSampler
+from xdistill.domain import DataSource, Domain, ExtraMetrics, FilterFactory, Metric, Neighbours, TeacherSampler
 from xdistill.domains.protein import codec, filters, metrics, packed, teacher
 from xdistill.domains.protein.chains import ChainSet, load_embedded
 from xdistill.domains.protein.data import LengthLaw
@@ -171,7 +171,7 @@ class ProteinDomain(Domain):
     @cached_property
     def label_law(self) -> LabelLaw:
         """Coarse classes of the training chains, given the length."""
-        return LabelLaw.of(torch.tensor(self.chains.lengths), torch.tensor(self.chains.coarse_classes))
+        return LabelLaw(torch.tensor(self.chains.lengths), torch.tensor(self.chains.coarse_classes))
 
     def labels(self, indices: Sequence[int], seed: int, **request: Any) -> list[str] | None:
         """The fold label `C.A.T.H` asked of each sample, None without `label=`; sample i depends on (seed, i) alone."""
@@ -275,6 +275,15 @@ class ProteinDomain(Domain):
         from xdistill.domains.protein.viewer import pdb_models
 
         return pdb_models(samples)
+
+    def extra_metrics(self) -> Mapping[str, ExtraMetrics]:
+        return metrics.EXTRA
+
+    def reference_samples(self, num: int, seed: int) -> list[NDArray[Any]]:
+        """CA traces of the test split in a random order."""
+        chains = load_embedded("test")
+        order = torch.randperm(len(chains), generator=rng.generator("reference samples", seed)).tolist()
+        return [chains.coords(i).copy() for i in order[:num]]
 
     def reference_metrics(self) -> dict[str, Metric]:
         """What held-out real chains score."""

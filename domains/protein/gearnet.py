@@ -41,8 +41,8 @@ class GearNetConfig:
     Relations: one for each sequence offset -offsets..offsets, one for pairs closer than `radius` (A; at most
     `max_neighbours` of a residue, the first in sequence), one for the `nearest` neighbours if any. Spatial edges join
     residues at least `separation` apart in sequence.
-    geometry: `official` (residue index; distance, offset and an angle about the centroid whose sign follows the z axis,
-    so that features depend on the pose) or `oriented` (virtual angles and dihedrals, directions in local frames:
+    geometry: `official` (residue index; distance, offset and an angle about the centroid whose sign follows the z axis:
+    features depend on the pose, and are the same for a chain and its inversion, so that they are blind to handedness) or `oriented` (virtual angles and dihedrals, directions in local frames:
     invariant to motions, and different for mirror images). readout: `sum` or `mean` over residues.
     heads: classes by level.
     """

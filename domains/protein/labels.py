@@ -113,25 +113,23 @@ def parse_label(text: Any, classes: ClassMap) -> str:
 
 @dataclass(frozen=True)
 class LabelLaw:
-    """Empirical joint law of length and coarse class: lengths [m] ascending, classes [m] 1..4 of real chains."""
+    """Empirical joint law of length and coarse class: lengths [m] and classes [m] 1..4 of real chains."""
 
     lengths: Tensor
     classes: Tensor
 
-    @classmethod
-    def of(cls, lengths: Tensor, classes: Tensor) -> LabelLaw:
-        """Of real chains in any order. Raises XDistillError when there are none."""
-        if len(lengths) == 0:
+    def __post_init__(self) -> None:
+        if len(self.lengths) == 0:
             raise XDistillError("cannot draw fold labels: the chain set is empty")
-        order = lengths.argsort(stable=True)
-        return cls(lengths[order], classes[order])
 
     def draw(self, n: int, generator: torch.Generator) -> str:
-        """The label of a chain drawn from the NEIGHBOURS real ones nearest to n residues; A and T are not known."""
-        middle = int(torch.searchsorted(self.lengths, n) + torch.searchsorted(self.lengths, n, right=True)) // 2
-        low = min(max(middle - NEIGHBOURS // 2, 0), max(len(self.lengths) - NEIGHBOURS, 0))
-        chosen = rng.randint(low, min(low + NEIGHBOURS, len(self.lengths)), generator)
-        return f"{int(self.classes[chosen])}.x.x.x"
+        """The label of a chain drawn from the NEIGHBOURS (or more, at ties) real ones nearest to n residues.
+
+        A and T are not known.
+        """
+        distance = (self.lengths - n).abs()
+        near = self.classes[distance <= distance.kthvalue(min(NEIGHBOURS, len(distance))).values]
+        return f"{int(near[rng.randint(0, len(near), generator)])}.x.x.x"
 
 
 def _choose(label: str | Sequence[str], generator: torch.Generator | None) -> str:
