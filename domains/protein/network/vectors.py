@@ -29,10 +29,7 @@ class VectorUpdate(nn.Module):
         super().__init__()
         self.channels = channels
         self.mix = nn.Linear(heads + len(OFFSETS) + 2, 2 * channels, bias=False)
-        pairs = torch.triu_indices(2 * channels, 2 * channels)
-        self.pairs: Tensor
-        self.register_buffer("pairs", pairs[0] * 2 * channels + pairs[1], persistent=False)
-        self.read = nn.Linear(pairs.shape[1] + channels * channels, dim)
+        self.read = nn.Linear(channels * (2 * channels + 1) + channels * channels, dim)
         self.norm = LayerNorm(dim)
         self.write = nn.Linear(dim, 3 * channels)
         nn.init.zeros_(self.write.weight)
@@ -56,7 +53,8 @@ class VectorUpdate(nn.Module):
             mixed = torch.einsum("bnmd,cm->bncd", vectors, self.mix.weight.float())
             a, b = mixed.chunk(2, dim=2)
             cross = torch.linalg.cross(a, b) / (_SOFT + a.square().sum(-1, keepdim=True)).sqrt()
-            dots = (mixed @ mixed.transpose(-1, -2)).flatten(-2).index_select(-1, self.pairs)
+            i, j = torch.triu_indices(2 * self.channels, 2 * self.channels, device=x.device)
+            dots = (mixed @ mixed.transpose(-1, -2)).flatten(-2).index_select(-1, i * 2 * self.channels + j)
             triple = (cross @ mixed[:, :, : self.channels].roll(1, 2).transpose(-1, -2)).flatten(-2)
             areas = _SCALE * torch.cat((dots, triple), dim=-1)
             invariants = areas * (1 + areas.abs()).rsqrt()  # linear near zero, then as a length
