@@ -50,7 +50,7 @@ def build(args: argparse.Namespace) -> tuple[DistillModule, ChainSource]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/protein_mini"))
-    parser.add_argument("--steps", type=int, default=8000, help="updates, and length of the cosine decay")
+    parser.add_argument("--steps", type=int, default=4600, help="updates, and length of the cosine decay")
     parser.add_argument("--batch", type=int, default=64, help="chains a batch at most")
     parser.add_argument("--tokens", type=int, default=2048, help="padded residues a batch at most")
     parser.add_argument("--lr", type=float, default=1e-3)
