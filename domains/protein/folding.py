@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ class ESMFold:
     Args:
         path: folder of `save_pretrained` or a snapshot of facebook/esmfold_v1; default: the Hugging Face cache.
             Nothing is ever downloaded.
+        device: default: a GPU if there is one.
 
     Raises:
         UsageError: transformers or the weights are not on this machine.
@@ -52,8 +54,9 @@ class ESMFold:
     """
 
     def __init__(
-        self, path: str | Path | None = None, device: str = "cpu", batch_residues: int = BATCH_RESIDUES
+        self, path: str | Path | None = None, device: str | None = None, batch_residues: int = BATCH_RESIDUES
     ) -> None:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = _load_esmfold(path).to(device).eval().requires_grad_(False)
         if device != "cpu":
             self.model.esm.half()
@@ -73,10 +76,11 @@ class ESMFold:
         return [found[i] for i in range(len(sequences))]
 
 
-def load_backend(name: str = "esmfold", path: str | Path | None = None, device: str = "cpu") -> FoldingBackend:
+@lru_cache(maxsize=1)
+def load_backend(name: str = "esmfold", path: str | Path | None = None, device: str | None = None) -> FoldingBackend:
     """`esmfold` (weights at `path` or in the Hugging Face cache), or `package.module:factory` of your own.
 
-    A factory is called as factory(path=path, device=device).
+    A factory is called as factory(path=path, device=device), None being its own choice. The last backend is kept.
 
     Raises:
         UsageError: unknown name, or what the backend needs is not on this machine.
@@ -117,8 +121,8 @@ def _load_esmfold(path: str | Path | None) -> Any:
     except Exception as e:  # transformers raises nearly anything on damaged files
         if path is None and isinstance(e, OSError):
             raise UsageError(
-                f"designability needs the weights of ESMFold, not on this machine: fetch {ESMFOLD} (8 GB) "
-                "with `hf download`, or give their folder as esmfold=FOLDER"
+                "designability needs the weights of ESMFold, which are not on this machine: "
+                f"fetch them with `hf download {ESMFOLD}` (8 GB)"
             ) from None
         raise XDistillError(f"cannot load ESMFold from {source}: {' '.join(str(e).split())[:160]}") from e
     model, report = loaded

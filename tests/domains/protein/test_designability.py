@@ -17,7 +17,7 @@ from xdistill import rng
 from xdistill.domains.protein import folding, mpnn
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.data import random_rotations
-from xdistill.domains.protein.designability import metrics, self_consistency
+from xdistill.domains.protein.designability import measure, metrics, self_consistency
 from xdistill.domains.protein.folding import ESMFold, Prediction, load_backend
 from xdistill.errors import UsageError, XDistillError
 
@@ -184,10 +184,10 @@ def test_designability_end_to_end(tiny: Path) -> None:
     except UsageError as e:
         pytest.skip(str(e))
     chains = [chain(0)[:20], chain(1)[:24]]
-    found = metrics(chains, load_backend("esmfold", tiny), seed=3)
+    found = measure(chains, seed=3, path=tiny)
     assert found["designability"].value == 0, "random weights fold nothing"
     assert found["scrmsd"].value > 2
-    assert found == metrics(chains, load_backend("esmfold", tiny), seed=3)
+    assert found == metrics(chains, ESMFold(tiny), seed=3)
 
 
 def test_absent_weights_and_packages_say_what_to_do(
@@ -205,7 +205,10 @@ def test_absent_weights_and_packages_say_what_to_do(
         load_backend("no_such_module:f")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UsageError, match=r"needs transformers: pip install 'xdistill\[designability\]'"):
-        load_backend(path=tiny)
+        ESMFold(tiny)
+    monkeypatch.setattr(mpnn, "FOLDERS", {})
+    with pytest.raises(UsageError, match="needs the weights of ProteinMPNN"):
+        measure([], path=tiny)
 
 
 def test_damaged_checkpoints_are_refused(tiny: Path, tmp_path: Path) -> None:
