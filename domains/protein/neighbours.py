@@ -23,8 +23,9 @@ class FoldNeighbours(Neighbours):
 
     Pairs are aligned in the order of the likeness of their distance matrices, until one exceeds the threshold. Ruled
     out without alignment are lengths whose ratio does not exceed the threshold (a bound of the score), and pairs
-    of a likeness below `FLOOR` times the threshold. That is no bound: of 1 890 pairs of real chains, 49 of them above
-    TM 0.5, none above TM 0.45 had a likeness below 0.56 of its score. An alignment takes 15-20 ms of one core.
+    of a likeness below `FLOOR` times the threshold. That is no bound: of 3 972 pairs of real chains,
+    the 81 above TM 0.45, the 53 above 0.5 and the 34 above 0.6 had a likeness of at least 0.56 of that score. An
+    alignment takes 15-20 ms of one core.
     """
 
     def __init__(self, threshold: float) -> None:
