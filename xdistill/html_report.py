@@ -50,17 +50,20 @@ class Row:
         return cls(str(name), getattr(row, "n", len(samples)), row.metrics, samples, *cost)
 
 
-def write_html(path: Path, title: str, rows: Sequence[Any], domain: Domain) -> Path:
+def write_html(
+    path: Path, title: str, rows: Sequence[Any], domain: Domain, real: Mapping[str, Metric] | None = None
+) -> Path:
     """Write the report of `rows` (see `Row.of`) to `path`, atomically; it opens in a browser without a network.
 
     Every number stands with its n and its interval; what real data scores comes last. A domain adds plots
     (`html_panels`) and structures (`viewer_models`: the first 24 of a source, fewer when there are many sources; an
     empty text stands for a sample that cannot be shown).
-    Samples of a domain without structures are shown as `Domain.draw` draws them.
+    Samples of a domain without structures are shown as `Domain.draw` draws them. real: what real data scores, where
+    more is known than `Domain.reference_metrics`.
     """
     sources = [Row.of(row) for row in rows]
     groups = _models(sources, domain)
-    panels = [Panel("Quality", metrics_table(sources, domain.reference_metrics()))]
+    panels = [Panel("Quality", metrics_table(sources, domain.reference_metrics() if real is None else real))]
     panels += [Panel("Structures", _viewer(groups))] if groups else gallery_panel(sources, domain)
     panels += domain.html_panels(sources)
     page = Template((ASSETS / "report.html").read_text()).substitute(
