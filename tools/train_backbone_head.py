@@ -29,7 +29,6 @@ from xdistill.domains.protein.backbone import WEIGHTS, BackboneHead, assemble
 from xdistill.domains.protein.backbone_head import HeadConfig, Planes
 from xdistill.domains.protein.backbone_quality import report
 from xdistill.domains.protein.chains import Split, load_embedded
-from xdistill.rng import Generator
 
 FIXTURE = Path(__file__).parents[1] / "tests/fixtures/protein/full_backbones.npz"
 FIXTURE_CHAINS = 20
@@ -50,7 +49,7 @@ def full_chains(database: Path, split: Split) -> Chains:
     return chains
 
 
-def draw(chains: list[Tensor], size: int, noise: float, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def draw(chains: list[Tensor], size: int, noise: float, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Atoms [b, n, 4, 3] in A, mask, and noisy CA.
 
     Half of the chains are cut at random places, so that ends are seen often enough; half carry noise of up to `noise`
@@ -161,7 +160,9 @@ def main() -> None:
             chains = full_chains(database, "train").values()
             centred = [torch.from_numpy((a - a[:, CA].mean(0)) / 100).float() for a in chains]
             train(args, centred, full_chains(database, "val"))
-        print(json.dumps(report(full_chains(database, "test")), indent=1))
+        test = full_chains(database, "test")
+        for noise in (0.0, 0.1, 0.2):
+            print(json.dumps({"noise": noise, **report(test, noise=noise)}, indent=1))
 
 
 if __name__ == "__main__":

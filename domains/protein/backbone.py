@@ -22,7 +22,7 @@ from xdistill.errors import XDistillError
 
 ATOMS = ("N", "CA", "C", "O", "CB")
 WEIGHTS = ASSETS / "backbone_head.safetensors"
-TOGETHER = 8  # chains placed at once: intermediate results stay in the cache
+TOGETHER = 4  # chains placed at once: intermediate results stay in the cache
 
 
 @dataclass(frozen=True)

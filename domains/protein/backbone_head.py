@@ -97,8 +97,8 @@ class _Round(nn.Module):
         )
 
     def forward(self, h: Tensor, edges: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        message = self.edge(edges) + self.mine(h)[:, :, None] + _gather(self.theirs(h), index)
-        heard = (weight[..., None] * nn.functional.silu(message)).sum(2)
+        message = self.edge(edges).add_(self.mine(h)[:, :, None]).add_(_gather(self.theirs(h), index))
+        heard = torch.einsum("buk,bukw->buw", weight, nn.functional.silu(message))
         return h + self.update(torch.cat([h, heard], -1))
 
 
@@ -127,8 +127,7 @@ def _window(ca: Tensor, mask: Tensor, frames: Tensor, middle: Tensor) -> Tensor:
 
 def _neighbours(middle: Tensor, unit: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices and weights [b, u, k] of the nearest other units; weights fall smoothly to 0 at REACH."""
-    gap = middle[:, :, None] - middle[:, None]
-    distance = gap.square().sum(-1).add(1e-12).sqrt()
+    distance = torch.cdist(middle, middle, compute_mode="donot_use_mm_for_euclid_dist")
     other = unit[:, None] & unit[:, :, None] & ~torch.eye(unit.shape[1], dtype=torch.bool, device=unit.device)
     distance = distance.masked_fill(~other, REACH)
     near, index = distance.topk(min(count, unit.shape[1]), largest=False)

@@ -22,7 +22,8 @@ def report(
     """Numbers over chains of N, CA, C, O [n, 4, 3] in 1/100 A, backbones placed from their CA alone.
 
     RMSD is over N, C and O without superposition: CA is given, so there is nothing to superpose; mean, median and
-    90 % are over chains, `rmsd_atom_*` over all atoms, `flipped` is the share of O atoms more than 2.5 A off.
+    90 % are over chains, `inner` leaves out the first and last residue, `rmsd_atom_*` are over all atoms. `flipped` is
+    the share of O atoms more than 2.5 A off.
     noise: A a coordinate, added to CA before placement.
     """
     real = [np.asarray(a, np.float64) / HUNDREDTHS for a in chains.values()]
@@ -39,6 +40,7 @@ def report(
         "rmsd_mean": float(chain.mean()),
         "rmsd_median": float(np.median(chain)),
         "rmsd_90": float(np.quantile(chain, 0.9)),
+        "rmsd_inner_mean": float(np.mean([np.sqrt(e[1:-1].mean()) for e in errors])),
         **{f"rmsd_atom_{k}": float(np.sqrt((atom[:, i] ** 2).mean())) for i, k in enumerate("NCO")},
         "flipped": float((atom[:, 2] > 2.5).mean()),
         "phi_error_median": float(np.nanmedian(turned[:, 0])),
