@@ -190,15 +190,23 @@ class ExtractConfig:
 @dataclass
 class EvaluateConfig:
     """domain: the modality. ckpt: checkpoints to sample from, separated by commas. dir: folders of samples made by
-    anyone in the domain's formats, separated by commas. num: samples of each checkpoint. json: where to save the
-    table (none: evaluation.json in the first source). seed, batch, steps, noise_scale: as in generate.
+    anyone in the domain's formats, or by generate, separated by commas. teacher: samplers of the domain's teacher,
+    separated by commas, as in reference,ode. teacher_steps: network calls of those (0: as each is published).
+    metrics: fast (what takes seconds), full (all that this machine has what it takes for), or names of costly ones
+    to add, separated by commas. num: samples of each checkpoint and sampler. json: where to save the table (none:
+    evaluation.json in the first source). html: where to write a report with plots and structures (none: nowhere).
+    seed, batch, steps, noise_scale: as in generate.
     """
 
     domain: str
     ckpt: str | None = None
     dir: str | None = None
+    teacher: str | None = None
+    teacher_steps: int = 0
+    metrics: str = "fast"
     num: int = 64
     json: str | None = None
+    html: str | None = None
     seed: int = 0
     batch: int = 16
     steps: int = 0
@@ -208,18 +216,23 @@ class EvaluateConfig:
 @dataclass
 class BenchConfig:
     """domain: the modality. ckpt: the student (none: the domain's shipped one). json: where to save the numbers.
-    batch: samples drawn at once. repeats: timed repetitions, after one that is not counted. steps: network calls of the
-    student (0: as trained). teacher_steps: of the teacher (0: as its reference sampler is published). seed: of the
-    requests and the noise.
+    batch: samples drawn at once when timing. repeats: timed repetitions, after one that is not counted. num: samples
+    of each row whose quality is compared (0: cost only). steps: network calls of the student, separated by commas
+    (none: as trained, the two largest of several). teacher_steps: of the teacher (0: as its reference sampler is
+    published). noise_scale: of the student's sampler (none: as configured). threads: CPU threads (0: leave to torch).
+    seed: of the requests and noise.
     """
 
     domain: str
     ckpt: str | None = None
     json: str | None = None
-    batch: int = 8
+    batch: int = 32
     repeats: int = 3
-    steps: int = 0
+    num: int = 32
+    steps: str = ""
     teacher_steps: int = 0
+    noise_scale: float | None = None
+    threads: int = 0
     seed: int = 0
 
 

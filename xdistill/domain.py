@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -80,6 +81,10 @@ class Neighbours:
     def has_near(self, sample: Any) -> bool:
         """Whether the similarity of `sample` to any collected one exceeds the threshold."""
         return any(self.similarity(sample, other) > self.threshold for other in self.samples)
+
+
+#: (samples, seed) -> metrics. Of no samples it is a check: it raises UsageError when something is not installed.
+ExtraMetrics = Callable[[Sequence[Any], int], dict[str, Metric]]
 
 
 class Domain(ABC):
@@ -168,6 +173,14 @@ class Domain(ABC):
         """How well samples 0.. do what `plan` was asked for (`generate`'s request keys); empty without a request."""
         return {}
 
+    def extra_metrics(self) -> Mapping[str, ExtraMetrics]:
+        """Costly metrics that `evaluate metrics=` may name, cheapest first."""
+        return {}
+
+    def reference_samples(self, num: int, seed: int) -> list[Any]:
+        """At most `num` held-out real samples, to measure `extra_metrics` of; empty when the domain has none."""
+        return []
+
     def reference_metrics(self) -> dict[str, Metric]:
         """What real data scores, to compare with; empty when the domain has none."""
         return {}
@@ -175,6 +188,16 @@ class Domain(ABC):
     def headline(self) -> Sequence[str]:
         """The metrics that a summary shows, most important first."""
         return ("score",)
+
+    #: Metrics in which `bench` compares student and teacher; those of `compared_extra` come from `extra_metrics`.
+    compared: Sequence[str] = ("score",)
+    compared_extra: Sequence[str] = ()
+    #: What `bench` asks of `plan` when it times a forward.
+    forward_request: Mapping[str, Any] = MappingProxyType({})
+
+    def forward_variants(self, module: nn.Module) -> Mapping[str, AbstractContextManager[Any]]:
+        """Contexts in which `module` computes the same in other ways, the plain one first, the one in use last."""
+        return {}
 
     def draw(self, ax: Any, sample: Any) -> None:
         """Draw one decoded sample into a matplotlib axes."""

@@ -1,11 +1,12 @@
-"""Draw samples from any sampler, count its network calls and time it: what the final table and `evaluate` rest on."""
+"""Draw samples from any sampler, count its calls, time it, measure: what the final table and `evaluate` rest on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +53,68 @@ class Drawn:
     samples: list[Any]
     calls: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One source of samples with its metrics; network calls and wall seconds a sample of a sampler."""
+
+    name: str
+    metrics: Mapping[str, Metric]
+    samples: Sequence[Any]
+    calls: float | None = None
+    seconds: float | None = None
+
+    @property
+    def n(self) -> int:
+        """How many samples."""
+        return len(self.samples)
+
+
+def measure(
+    domain: Domain,
+    samples: Sequence[Any],
+    seed: int = 0,
+    extras: Sequence[str] = (),
+    request: Mapping[str, Any] | None = None,
+) -> dict[str, Metric]:
+    """The domain's metrics of decoded samples, those of the request they were drawn for, and the costly `extras`."""
+    found = {**domain.metrics(samples, seed), **domain.request_metrics(samples, seed, **(request or {}))}
+    known = domain.extra_metrics()
+    for name in extras:
+        found |= known[name](samples, seed)
+    return found
+
+
+def measure_reference(domain: Domain, num: int, seed: int = 0, extras: Sequence[str] = ()) -> dict[str, Metric]:
+    """What real data scores: the domain's recorded reference, and `extras` of at most `num` held-out samples."""
+    found, known = domain.reference_metrics(), domain.extra_metrics()
+    samples = domain.reference_samples(num, seed) if extras else []
+    for name in extras if samples else ():
+        found |= known[name](samples, seed)
+    return found
+
+
+def read_samples(domain: Domain, folder: Path) -> list[Any]:
+    """Decoded samples of a folder: packed shards of `generate` in index order, else files in the domain's formats."""
+    from xdistill.generation.shards import read_shard, shard_name
+
+    pattern = shard_name(domain, 0).replace("000000", "*") if domain.packed_suffix else ""
+    shards = sorted(folder.rglob(pattern)) if pattern else []
+    packed = {i: sample for path in shards for i, sample in read_shard(path, domain).items()}
+    return [packed[i] for i in sorted(packed)] if shards else domain.read(folder)
+
+
+def as_json(rows: Sequence[Row], real: Mapping[str, Metric]) -> dict[str, Any]:
+    """Plain values of a table: `rows` and `real`, every metric with its interval and n."""
+    plain = [
+        {"name": r.name, "n": r.n, "calls": r.calls, "seconds": r.seconds, "metrics": _plain(r.metrics)} for r in rows
+    ]
+    return {"rows": plain, "real": _plain(real)}
+
+
+def _plain(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    return {name: asdict(m) for name, m in metrics.items()}
 
 
 @torch.no_grad()

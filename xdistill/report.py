@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from xdistill.domain import Domain, Metric
-from xdistill.evaluation import Draw, Drawn, best_by_score, draw, student_sampler, teacher_sampler
+from xdistill.evaluation import Draw, Drawn, Row, as_json, best_by_score, draw, student_sampler, teacher_sampler
 from xdistill.machine import hardware
 from xdistill.module import DistillModule
 from xdistill.objectives import Objective
 from xdistill.student import sampler_options
 
-
-@dataclass(frozen=True)
-class Row:
-    """One sampler's samples, their metrics and what they cost."""
-
-    name: str
-    metrics: dict[str, Metric]
-    calls: float
-    seconds: float
-    samples: list[Any]
+ARROWS = {"high": " ↑", "low": " ↓", "none": ""}
 
 
 def report(
@@ -43,11 +33,12 @@ def report(
 ) -> list[Row]:
     """Sample, measure, print the table, and write `results.json`, `report.png` and `report.svg` to `out`."""
     rows = compare(cfg, domain, objective, module, console)
-    speed = rows[0].seconds / rows[-1].seconds
-    console.print(table(domain, rows))
+    speed = _seconds(rows[0]) / _seconds(rows[-1])
+    real = domain.reference_metrics()
+    title = f"{domain.name}: {rows[0].n} samples each, 95 % bootstrap intervals"
+    console.print(table(rows, real, domain.headline(), title=title, baseline=rows[0]))
     result = {
-        "rows": [{**asdict(r), "samples": len(r.samples)} for r in rows],
-        "real": {k: asdict(m) for k, m in domain.reference_metrics().items()},
+        **as_json(rows, real),
         "speed_up": speed,
         "train_seconds": train_seconds,
         "macro_steps": module.macro_step,
@@ -60,7 +51,7 @@ def report(
     if len(rows) > 1:
         console.print(
             f"student: {rows[-1].calls:g} network calls instead of {rows[0].calls:g}, "
-            f"{rows[-1].seconds:.3g} s a sample instead of {rows[0].seconds:.3g}: [bold]{speed:.1f}x faster[/]"
+            f"{_seconds(rows[-1]):.3g} s a sample instead of {_seconds(rows[0]):.3g}: [bold]{speed:.1f}x faster[/]"
         )
     console.print(f"table {out / 'results.json'}, figure {out / 'report.png'} and .svg; generate with ckpt={out}")
     return rows
@@ -81,7 +72,7 @@ def compare(
     few: dict[str, Row] = {}
     for name, sampler in samplers.items():
         with console.status(f"sampling the teacher at {student.calls:g} calls: {name}"):
-            bound = teacher_sampler(sampler, round(student.calls))
+            bound = teacher_sampler(sampler, round(student.calls or 1))
             few[name] = _row(f"teacher ({name})", domain, teacher, bound, cfg)
     best = best_by_score({name: row.metrics for name, row in few.items()})
     return [full, few[best], student]
@@ -90,30 +81,49 @@ def compare(
 def _row(name: str, domain: Domain, model: torch.nn.Module, sampler: Draw, cfg: DictConfig) -> Row:
     num = cfg.eval.final_num
     drawn: Drawn = draw(domain, model, sampler, num, seed=cfg.seed + 1, precision=cfg.precision)
-    return Row(name, domain.metrics(drawn.samples, cfg.seed), drawn.calls, drawn.seconds, drawn.samples)
+    return Row(name, domain.metrics(drawn.samples, cfg.seed), drawn.samples, drawn.calls, drawn.seconds)
 
 
-def table(domain: Domain, rows: Sequence[Row]) -> Table:
-    """A rich table: a column a sampler, a line a headline metric with its interval; real data last."""
-    shown = Table(title=f"{domain.name}: {len(rows[0].samples)} samples each, 95 % bootstrap intervals")
+def table(
+    rows: Sequence[Row],
+    real: Mapping[str, Metric],
+    names: Sequence[str] | None = None,
+    *,
+    title: str,
+    baseline: Row | None = None,
+) -> Table:
+    """A rich table: a column a source, real data last; a line a metric with its interval, an arrow where it is better.
+
+    Args:
+        names: metrics to show; default: all of them.
+        baseline: the row that speed-ups are against.
+    """
+    shown = Table(title=title)
     shown.add_column("")
-    real = domain.reference_metrics()
     for row in rows:
-        shown.add_column(row.name, justify="right")
+        shown.add_column(row.name, justify="right", overflow="fold")
     if real:
         shown.add_column("real data, held out", justify="right", style="dim")
-    for name in domain.headline():
-        shown.add_row(name, *[cell(m.get(name)) for m in [*(r.metrics for r in rows), *([real] if real else [])]])
+    columns = [*(r.metrics for r in rows), *([real] if real else [])]
+    for name in names or dict.fromkeys(name for row in rows for name in row.metrics):
+        better = next((m[name].better for m in columns if name in m), "none")
+        shown.add_row(name + ARROWS[better], *[cell(m.get(name)) for m in columns])
     shown.add_section()
-    shown.add_row("network calls", *[f"{r.calls:g}" for r in rows])
-    shown.add_row("seconds a sample", *[f"{r.seconds:.3g}" for r in rows])
-    shown.add_row("speed-up", *[f"{rows[0].seconds / r.seconds:.1f}x" for r in rows])
+    shown.add_row("samples", *[str(r.n) for r in rows])
+    if any(r.calls is not None for r in rows):
+        shown.add_row("network calls", *["" if r.calls is None else f"{r.calls:g}" for r in rows])
+        shown.add_row("seconds a sample", *["" if r.seconds is None else f"{r.seconds:.3g}" for r in rows])
+    if baseline is not None and baseline.seconds is not None:
+        shown.add_row("speed-up", *[f"{baseline.seconds / r.seconds:.1f}x" if r.seconds else "" for r in rows])
     return shown
 
 
 def cell(m: Metric | None) -> str:
-    """`value [low, high]`; a dash where the samples do not define the metric."""
-    return "-" if m is None else f"{m.value:.2f} [{m.low:.2f},{m.high:.2f}]"
+    """`value [low, high]` with digits enough for the interval; a dash where the samples do not define the metric."""
+    if m is None:
+        return "-"
+    digits = 2 if max(abs(m.low), abs(m.high)) >= 0.1 else 4
+    return f"{m.value:.{digits}f} [{m.low:.{digits}f},{m.high:.{digits}f}]"
 
 
 def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> None:
@@ -127,7 +137,7 @@ def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> Non
     grid = fig.add_gridspec(1 + len(rows), 4, height_ratios=[2.0] + [1.0] * len(rows))
     _bars(fig.add_subplot(grid[0, :3]), domain, rows)
     cost = fig.add_subplot(grid[0, 3])
-    cost.barh([r.name for r in rows][::-1], [r.seconds for r in rows][::-1], color=_colours(len(rows))[::-1])
+    cost.barh([r.name for r in rows][::-1], [_seconds(r) for r in rows][::-1], color=_colours(len(rows))[::-1])
     cost.set_xscale("log")
     cost.set_xlabel("seconds a sample")
     cost.set_yticks([])
@@ -140,6 +150,10 @@ def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> Non
     for suffix in ("png", "svg"):
         fig.savefig(out / f"report.{suffix}", dpi=130)
     plt.close(fig)
+
+
+def _seconds(row: Row) -> float:
+    return row.seconds or 0.0
 
 
 def _bars(ax: Any, domain: Domain, rows: Sequence[Row]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from xdistill.domains.protein.data import LengthLaw
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
 from xdistill.domains.protein.labels import ClassMap, LabelLaw, coarse_class_map, parse_label
 from xdistill.domains.protein.neighbours import FoldNeighbours, tm
-from xdistill.domains.protein.network import Proteina, ProteinaConfig
+from xdistill.domains.protein.network import Proteina, ProteinaConfig, straightforward
 from xdistill.domains.protein.sampler import ProteinaPlan
 from xdistill.domains.protein.sources import ChainSource, LengthSource
 from xdistill.domains.protein.structures import read_folder, structure_files
@@ -86,6 +87,18 @@ class ProteinDomain(Domain):
     packed_suffix = packed.SUFFIX
     ranking = MappingProxyType(filters.RANKING)
     design_columns = filters.DESIGN_COLUMNS
+    compared = (
+        "mpnn_entropy",
+        "score",
+        "valid_bonds",
+        "valid_angles",
+        "no_clash",
+        "valid",
+        "handedness",
+        "pairwise_tm",
+    )
+    compared_extra = ("mpnn",)
+    forward_request: Mapping[str, Any] = MappingProxyType({"length": 128})
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
@@ -124,6 +137,11 @@ class ProteinDomain(Domain):
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
         net = Proteina(ProteinaConfig.from_dict(description["config"]), description["num_classes"])
         return ProteinFlow(net, description["target_pred"])
+
+    def forward_variants(self, module: nn.Module) -> Mapping[str, AbstractContextManager[Any]]:
+        if not isinstance(module, ProteinFlow):
+            return {}
+        return {"straightforward": straightforward(module.net), "fast": nullcontext()}
 
     def weak_teacher(self, weights: str) -> nn.Module:
         return teacher.load_teacher(weights).flow

@@ -9,7 +9,7 @@ virtual angles 85.6 / 100.9 / 145.9 degrees at 1 / 50 / 99 %; closest pair with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from xdistill.domain import Metric
+from xdistill.domain import ExtraMetrics, Metric
 from xdistill.domains.protein import geometry
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.codec import NM
@@ -43,10 +43,7 @@ CHAIN_METRICS = (
 )
 
 
-Extra = Callable[[Sequence[ArrayLike], int], dict[str, Metric]]
-
-
-def _extra(module: str) -> Extra:
+def _extra(module: str) -> ExtraMetrics:
     """`metrics(chains, seed)` of a module of this domain, imported when it is called."""
 
     def measure(chains: Sequence[ArrayLike], seed: int) -> dict[str, Metric]:
@@ -63,7 +60,7 @@ def _designability(chains: Sequence[ArrayLike], seed: int) -> dict[str, Metric]:
 
 #: Metrics that take longer than reading the coordinates: (chains [n, 3] in nm, seed) -> metrics, cheapest first.
 #: Each raises UsageError that says what to install when it needs something that is not there.
-EXTRA: Mapping[str, Extra] = MappingProxyType(
+EXTRA: Mapping[str, ExtraMetrics] = MappingProxyType(
     {
         "dssp": _extra("dssp"),
         "mpnn": _extra("mpnn"),

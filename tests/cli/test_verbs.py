@@ -42,7 +42,8 @@ def test_evaluate(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Pa
     )  # fmt: skip
     assert shown.code == 0, shown.err
     assert "mmd2" in shown.out
-    newest, older, folder = json.loads(table.read_text())["rows"]
+    report = json.loads(table.read_text())
+    newest, older, folder = report["rows"]
     assert newest["n"] == folder["n"] == 20
     assert newest["calls"] == 4
     assert folder["calls"] is None
@@ -56,16 +57,19 @@ def test_evaluate(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Pa
 
 def test_bench(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path) -> None:
     shown = xdistill(
-        "bench", "domain=toy", f"ckpt={finished}", "teacher_steps=15", "steps=2", "repeats=2", "batch=4",
+        "bench", "domain=toy", f"ckpt={finished}", "teacher_steps=15", "steps=2", "repeats=2", "batch=4", "num=8",
         f"json={tmp_path / 'bench.json'}",
     )  # fmt: skip
     assert shown.code == 0, shown.err
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["rows"]["teacher"]["calls"] == 15
-    assert report["rows"]["student"]["calls"] == 2
-    assert len(report["rows"]["student"]["all_seconds"]) == 2
-    ratio = report["rows"]["teacher"]["seconds"] / report["rows"]["student"]["seconds"]
-    assert report["speed_up"] == pytest.approx(ratio)
+    student = report["rows"]["student, 2 calls"]
+    assert student["calls"] == 2
+    assert len(student["all_seconds"]) == 2
+    ratio = report["rows"]["teacher"]["seconds"] / student["seconds"]
+    assert report["speedup_2_calls"] == student["speedup"] == pytest.approx(ratio)
+    assert student["quality"]["score"]["n"] == 8
+    assert set(student["verdict"]) == set(student["quality"])
     assert "torch" in report["hardware"]
 
 

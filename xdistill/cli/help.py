@@ -59,7 +59,7 @@ ABOUT = {
         "xdistill bench domain=NAME [ckpt=RUN] [key=value ...]",
         "Time the student against its teacher's reference sampler on this machine: network calls and seconds a sample.",
         (
-            "xdistill bench domain=protein json=bench.json",
+            "xdistill bench domain=protein steps=16,8 json=bench.json",
             "xdistill bench domain=toy ckpt=runs/toy_sid batch=64 repeats=5",
             "xdistill bench domain=protein ckpt=runs/protein_sid length=128 steps=8",
         ),
