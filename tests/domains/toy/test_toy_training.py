@@ -12,9 +12,12 @@ import torch
 from xdistill import rng
 from xdistill.domain import clone
 from xdistill.domains.toy import ToyDomain
+from xdistill.objectives import Setting
 from xdistill.objectives.dmd import DMD
 from xdistill.objectives.flow_matching import FlowMatching
+from xdistill.objectives.secant import Secant
 from xdistill.objectives.sid import SiD
+from xdistill.objectives.tdm import TDM
 from xdistill.testing.harness import train
 
 BAR = 0.009
@@ -38,9 +41,9 @@ def build(objective, domain, *, fresh=False):
     return roles | {"student_ema": clone(nets["student"]).requires_grad_(False)}
 
 
-def fit(objective, domain, nets, stages, betas, student=1.0):
+def fit(objective, domain, nets, stages, betas, student=1.0, source=None):
     """Train at a sequence of learning rates (the student's times `student`); returns the averaged student's score."""
-    source = domain.data(256, 0) if objective.needs.data else domain.null_data(256, 0)
+    source = source or (domain.data(256, 0) if objective.needs.data else domain.null_data(256, 0))
     for seed, (steps, lr) in enumerate(stages):
         draws = functools.partial(draw, source, len(stages), seed)
         rates = {spec.name: lr * (student if spec.name == "student" else 1) for spec in objective.roles}
@@ -60,8 +63,9 @@ def draw(source, stages, stage, i):
         (lambda p: SiD(p, steps=2, critic_updates=2), 0.3),
         (lambda p: DMD(p, steps=1, critic_updates=2), 1.0),
         (lambda p: DMD(p, steps=1, critic_updates=1, gan_weight=0.05, divergence="js"), 1.0),
+        (lambda p: TDM(p, steps=2), 0.3),
     ],
-    ids=["sid_1", "sid_2", "dmd", "dmd_gan_js"],
+    ids=["sid_1", "sid_2", "dmd", "dmd_gan_js", "tdm_2"],
 )
 def test_distilled_student_reaches_the_mixture(make, student):
     domain = ToyDomain({})
@@ -71,6 +75,21 @@ def test_distilled_student_reaches_the_mixture(make, student):
     end, modes = fit(objective, domain, nets, [(200, 1e-3), (150, 5e-4), (100, 2e-4)], (0.0, 0.99), student)
     assert start > 5 * BAR
     assert end < BAR
+    assert modes == 1
+
+
+@pytest.mark.parametrize(("target", "steps"), [("next", 2), ("clean", 1)])
+def test_secant_student_reaches_the_mixture(target, steps, tmp_path):
+    """From 8192 stored trajectories: with two hops to the next anchor, or one call to their ends."""
+    domain = ToyDomain({})
+    objective = Secant(domain.process, steps=steps, target=target, trajectories=8192)
+    nets = build(objective, domain)
+    start, _ = score(domain, objective, nets["student"])
+    setting = Setting(nets["teacher"], tmp_path, {"seed": 0}, torch.device("cpu"))
+    source = objective.source(domain.null_data(256, 0), setting)
+    end, modes = fit(objective, domain, nets, [(200, 1e-3), (150, 5e-4), (100, 2e-4)], (0.9, 0.99), source=source)
+    assert start > 5 * BAR
+    assert end < 0.2 * BAR  # a regression on exact pairs does better than a match of distributions
     assert modes == 1
 
 
