@@ -1,12 +1,10 @@
-"""`xdistill bench`: student against teacher, wall-clock and network calls a sample. It measures, it asserts nothing."""
+"""`xdistill bench`: student against teacher, cost and quality, and one forward in its fast and its plain form."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -17,68 +15,82 @@ from xdistill.config import BenchConfig
 
 
 def run(args: Sequence[str]) -> int:
-    """Time both on the same requests and print the table."""
+    """Measure all rows on the same requests, print the table, save it."""
     pairs = split(args)
     cfg, request = read(BenchConfig, pairs, domain_class(pairs).request_keys)
     import torch
 
-    from xdistill import rng
+    from xdistill import bench
     from xdistill.cli.student import device, load, options
-    from xdistill.evaluation import CallCounter, autocast, student_sampler, teacher_sampler
+    from xdistill.evaluation import student_sampler, teacher_sampler
     from xdistill.machine import hardware
 
-    loaded, where = load(cfg), device()
-    domain, indices = loaded.domain, range(cfg.batch)
-    batch = domain.plan(indices, cfg.seed, **request).to(where)
-    samplers = {
-        "teacher": (
-            domain.teacher(),
-            teacher_sampler(domain.teacher_samplers()["reference"], cfg.teacher_steps or None),
-        ),
-        "student": (loaded.model, student_sampler(loaded.objective, **options(loaded, cfg.steps, None))),
-    }
-    rows = {}
-    with torch.no_grad(), autocast(loaded.config["precision"], where):
-        for name, (network, sampler) in samplers.items():
-            model = CallCounter(network.eval().to(where))
-            draw = lambda m=model, s=sampler: s(m, batch, rng.per_sample(cfg.seed, indices))  # noqa: E731
-            rows[name] = _time(draw, model, cfg, where)
-    report = {
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    loaded = load(cfg)
+    domain, precision = loaded.domain, loaded.config["precision"]
+    setting = bench.Setting(cfg.batch, cfg.repeats, cfg.num, cfg.seed, precision, device(), request)
+    reference = teacher_sampler(domain.teacher_samplers()["reference"], cfg.teacher_steps or None)
+    samplers = {"teacher": (domain.teacher(), reference)}
+    for steps in bench.calls_of(cfg.steps, loaded.objective):
+        name = f"student, {steps} calls" if steps else "student"
+        samplers[name] = (loaded.model, student_sampler(loaded.objective, **options(loaded, steps, cfg.noise_scale)))
+    rows = bench.compare(domain, samplers, setting)
+    report: dict[str, Any] = {
         "domain": domain.name,
         "hardware": hardware(),
+        "threads": torch.get_num_threads(),
         "batch": cfg.batch,
         "repeats": cfg.repeats,
-        "precision": loaded.config["precision"],
+        "num": cfg.num,
+        "seed": cfg.seed,
+        "precision": precision,
         "rows": rows,
-        "speed_up": rows["teacher"]["seconds"] / rows["student"]["seconds"],
     }
+    for name, row in list(rows.items())[1:]:
+        report[f"speedup_{row['calls']}_calls"] = rows["teacher"]["seconds"] / row["seconds"]
+        row["speedup"] = report[f"speedup_{row['calls']}_calls"]
+        report["speed_up"] = row["speedup"] if name == list(rows)[1] else report["speed_up"]
+    report["forward"] = bench.forwards(domain, loaded.model, setting)
     Console().print(_table(report))
+    for missing in dict.fromkeys(m for row in rows.values() for m in row["not_measured"]):
+        print(f"not measured: {missing}")
     if cfg.json:
         Path(cfg.json).write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
-def _time(draw: Callable[[], Any], model: Any, cfg: BenchConfig, where: Any) -> dict[str, Any]:
-    """Seconds a sample (median and all repetitions) and network calls a sample, after one uncounted repetition."""
-    import torch
-
-    seconds = []
-    for _ in range(cfg.repeats + 1):
-        before, began = model.calls, time.perf_counter()
-        draw()
-        if where.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - began) / cfg.batch)
-    counted = seconds[1:]
-    return {"calls": model.calls - before, "seconds": median(counted), "all_seconds": counted}
-
-
 def _table(report: dict[str, Any]) -> Table:
+    """A column a row of the report: cost, then every compared metric with its interval and verdict."""
+    rows = report["rows"]
     out = Table(title=f"batch {report['batch']}, median of {report['repeats']}, {report['precision']}")
-    for column in ("", "network calls a sample", "seconds a sample", "fastest - slowest"):
-        out.add_column(column, justify="right" if column else "left")
-    for name, row in report["rows"].items():
-        spread = f"{min(row['all_seconds']):.3g} - {max(row['all_seconds']):.3g}"
-        out.add_row(name, str(row["calls"]), f"{row['seconds']:.4g}", spread)
-    out.caption = f"speed-up {report['speed_up']:.3g} x on {report['hardware']}; not at matched quality: see evaluate"
+    out.add_column("")
+    for name in rows:
+        out.add_column(name, justify="right")
+    out.add_row("network calls a sample", *[str(r["calls"]) for r in rows.values()])
+    out.add_row("seconds a sample", *[f"{r['seconds']:.4g}" for r in rows.values()])
+    out.add_row(
+        "fastest - slowest", *[f"{min(r['all_seconds']):.3g} - {max(r['all_seconds']):.3g}" for r in rows.values()]
+    )
+    out.add_row("speed-up", *[f"{r['speedup']:.3g}x" if "speedup" in r else "" for r in rows.values()])
+    out.add_section()
+    for name in dict.fromkeys(k for r in rows.values() for k in r["quality"]):
+        out.add_row(name, *[_cell(r, name, first=i == 0) for i, r in enumerate(rows.values())])
+    forward = report["forward"]
+    caption = [f"{report['num']} samples, 95 % bootstrap intervals; {report['threads']} threads, {report['hardware']}"]
+    if forward:
+        times = ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in forward["seconds"].items())
+        caption.append(
+            f"one float32 forward a sample: {times}: {forward['speedup']:.3g}x, "
+            f"outputs differ by at most {forward['max_difference']:.1e}"
+        )
+    out.caption = "\n".join(caption)
     return out
+
+
+def _cell(row: dict[str, Any], name: str, first: bool) -> str:
+    m = row["quality"].get(name)
+    if m is None:
+        return "-"
+    text = f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+    return text if first or name not in row["verdict"] else f"{text} {row['verdict'][name]}"

@@ -70,7 +70,7 @@ def _typed(schema: type[Any], key: str, text: str, hint: Any) -> Any:
         raise UsageError(f"{key}={text}: expected {what}{example}") from None
     if key in POSITIVE and value < 1:
         raise UsageError(f"{key}={text}: expected at least 1")
-    if key in NOT_NEGATIVE and not 0 <= value < float("inf"):
+    if key in NOT_NEGATIVE and not isinstance(value, str) and not 0 <= value < float("inf"):
         raise UsageError(f"{key}={text}: expected at least 0")
     return value
 

@@ -18,7 +18,7 @@ class Sampling(Protocol):
 
     domain: str
     ckpt: str | None
-    steps: int
+    steps: Any
 
 
 def load(cfg: Sampling) -> Loaded:

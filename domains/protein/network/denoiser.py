@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -55,12 +56,13 @@ class Proteina(nn.Module):
         config: the `ProteinaConfig` it was built from.
         num_classes: number of CATH classes, architectures and topologies known to the fold embedding.
         activation_checkpointing: recompute transformer layers and pair updates in the backward pass (off).
+        tabulated: gather attention biases from a table where pairs have few distinct features (on).
     """
 
     def __init__(self, config: ProteinaConfig, num_classes: Sequence[int] = (5, 43, 1336)) -> None:
         super().__init__()
         self.config, self.num_classes = config, tuple(num_classes)
-        self.activation_checkpointing = False
+        self.activation_checkpointing, self.tabulated = False, True
         dim, pair_dim, cond_dim = config.token_dim, config.pair_repr_dim, config.dim_cond
         if config.num_registers:
             self.registers = nn.Parameter(torch.randn(config.num_registers, dim) / 20)
@@ -192,7 +194,7 @@ class Proteina(nn.Module):
     def _table_biases(self, inputs: Inputs, mask: Tensor, first: int) -> list[Tensor]:
         """As `_biases`, gathered from a table over the distinct pair features; empty if z is not so simple."""
         cfg = self.config
-        if not cfg.use_attn_pair_bias or cfg.updates_pair or cfg.feats_pair_cond:
+        if not self.tabulated or not cfg.use_attn_pair_bias or cfg.updates_pair or cfg.feats_pair_cond:
             return []
         b, n = mask.shape
         layers = list(self.transformer_layers)[first : None if first else cfg.refine_after or None]
@@ -216,6 +218,16 @@ class Proteina(nn.Module):
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(module, *args, use_reentrant=False)
         return module(*args)
+
+
+@contextmanager
+def straightforward(net: Proteina) -> Iterator[None]:
+    """`net` with pair features and biases computed pair by pair, as the equations read: what `bench` compares with."""
+    net.tabulated = False
+    try:
+        yield
+    finally:
+        net.tabulated = True
 
 
 def _layer(config: ProteinaConfig) -> TransformerLayer:
