@@ -29,6 +29,10 @@ def max_tm(chains: Sequence[ArrayLike], reference: ChainSet | None = None, top: 
     Args:
         reference: real chains; default: the embedded set of 4 587 (all splits).
         top: reference chains that are aligned to each trace: those of the most similar signature.
+
+    A lower bound of an exhaustive search. Measured with TM-align on 10 test chains against every third chain of the
+    train split, the same share of it aligned as top=50 of all: the best match was among the candidates for the 4
+    chains with one above 0.6; for the 6 without, what was found is lower by 0.02 to 0.16 (mean of all 10: 0.05).
     """
     index = signature_index(load_embedded("all") if reference is None else reference)
     pairs = [(c, index.chains.coords(int(i)).copy()) for c in chains for i in index.candidates(c, top)]
@@ -43,10 +47,10 @@ def metrics(
     """`novelty`: mean `max_tm` of CA traces [n, 3] (nm) with the embedded train split; lower is more novel.
 
     Bootstrap 95 % interval over chains, of which at most `limit` are looked at (the first finite ones). The train
-    split, so that held-out real chains are a fair comparison. An upper end of novelty: what lies beyond the embedded
-    set is not searched, and the prefilter misses some best matches (see `max_tm`).
+    split, so that held-out real chains are a fair comparison. It flatters: what lies beyond the embedded set is not
+    searched, and the prefilter misses matches below 0.6 (see `max_tm`).
 
-    Calibration: REAL
+    Calibration (24 random chains of the test split): 0.63 [0.56, 0.70]; the splits share no cluster of 30 % identity.
     """
     finite = [c for c in chains if np.isfinite(np.asarray(c)).all()][:limit]
     if not finite:

@@ -53,6 +53,42 @@ def test_evaluate(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Pa
     # The files are the very samples that `evaluate` draws from the same checkpoint and seed.
     assert folder["metrics"]["mmd2"]["value"] == pytest.approx(newest["metrics"]["mmd2"]["value"], abs=1e-6)
     assert older["metrics"]["mmd2"]["value"] != newest["metrics"]["mmd2"]["value"]
+    assert report["real"]["mmd2"]["value"] < newest["metrics"]["mmd2"]["value"]
+    assert report["seed"] == 0
+
+
+def test_evaluate_teacher_samplers(xdistill: Callable[..., Outcome], tmp_path: Path) -> None:
+    table, page = tmp_path / "table.json", tmp_path / "table.html"
+    shown = xdistill(
+        "evaluate", "domain=toy", "teacher=all", "teacher_steps=3", "num=8", "metrics=full", f"json={table}",
+        f"html={page}",
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    rows = json.loads(table.read_text())["rows"]
+    assert {row["name"]: row["calls"] for row in rows} == {"teacher (reference)": 3, "teacher (euler)": 3}
+    assert "teacher (euler)" in page.read_text()
+
+
+def test_evaluate_reads_packed_shards_in_index_order(tmp_path: Path) -> None:
+    from xdistill.domains.toy import ToyDomain
+    from xdistill.evaluation import read_samples
+    from xdistill.generation.shards import shard_name, write_shard
+
+    domain = ToyDomain({})
+    samples = domain.decode(domain.data(8, seed=1).batch(0, 0, 1).like)
+    for number, indices in enumerate([[4, 5, 6, 7], [0, 1, 2, 3]]):
+        write_shard(tmp_path / shard_name(domain, number), domain, [samples[i] for i in indices], indices)
+    found = read_samples(domain, tmp_path)
+    assert [a.tolist() for a in found] == [s.tolist() for s in samples]
+
+
+def test_unknown_metrics_and_samplers_are_named(xdistill: Callable[..., Outcome]) -> None:
+    metrics = xdistill("evaluate", "domain=protein", "teacher=ode", "metrics=novlety")
+    assert metrics.code == 2
+    assert "novelty" in metrics.err
+    sampler = xdistill("evaluate", "domain=toy", "teacher=eular")
+    assert sampler.code == 2
+    assert "euler" in sampler.err
 
 
 def test_bench(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path) -> None:
