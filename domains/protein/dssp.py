@@ -47,7 +47,7 @@ def hydrogen_bonds(atoms: Array) -> Bits:
     """
     nitrogen, carbon, oxygen = atoms[:, 0], atoms[:, 2], atoms[:, 3]
     out = carbon[:-1] - oxygen[:-1]
-    hydrogen = nitrogen.copy()
+    hydrogen = nitrogen.copy()  # the first residue's stays there, which makes its energies 0
     hydrogen[1:] += NH * out / np.linalg.norm(out, axis=1, keepdims=True)
     inverse = lambda a, b: 1 / np.maximum(np.linalg.norm(a[:, None] - b[None], axis=-1), 0.5)  # noqa: E731
     energy = (
@@ -55,7 +55,7 @@ def hydrogen_bonds(atoms: Array) -> Bits:
     )
     bonded = COUPLING * energy < BOND_ENERGY
     i, j = np.indices(bonded.shape)
-    return bonded & (j > 0) & (abs(i - j) > 1)
+    return bonded & (abs(i - j) > 1)
 
 
 def dssp(atoms: Array) -> str:
