@@ -9,7 +9,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ REFERENCE = SHIPPED.with_name("classifier_reference.safetensors")
 LEVELS = ("C", "A", "T")
 LENGTH_BIN = 8  # residues
 FLOOR_DRAWS = 20
+RESAMPLES = 100  # of the bootstrap: a matrix root each
 JS_SCALE = 10  # as published
 TINY = 1e-10
 OURS = ("classifier_frechet", "classifier_fold_score", "classifier_js")
@@ -95,13 +96,14 @@ def metrics(
     target = load_statistics(statistics) if statistics else real.matched(lengths, held_out=False)  # type: ignore[union-attr]
     frechet, score, js = PUBLISHED if classifier.official else OURS
     distance = Frechet(target)
-    out = {frechet: _low(bootstrap_rows(sample.features, distance, rng))}
+    out = {frechet: _low(bootstrap_rows(sample.features, distance, rng, RESAMPLES))}
     if real is not None:
         out[f"{frechet}_floor"] = _floor(distance, real, lengths, rng)
     for level in LEVELS:
         p, q = sample.probabilities[level], target.probabilities[level]
-        out[f"{score}_{level}"] = replace(bootstrap_rows(p, fold_score, rng), better="high")
-        out[f"{js}_{level}"] = _low(bootstrap_rows(p, lambda rows, q=q: jensen_shannon(rows.mean(0), q), rng))
+        out[f"{score}_{level}"] = replace(bootstrap_rows(p, fold_score, rng, RESAMPLES), better="high")
+        divergence = partial(_divergence, target=q)
+        out[f"{js}_{level}"] = _low(bootstrap_rows(p, divergence, rng, RESAMPLES))
     return out
 
 
@@ -201,6 +203,10 @@ def _floor(distance: Frechet, real: Reference, lengths: NDArray[np.int64], rng: 
     values = [distance(known[rng.choice(len(known), n, replace=False, p=p)]) for _ in range(FLOOR_DRAWS)]
     low, high = np.percentile(values, QUANTILES)
     return Metric(float(np.mean(values)), float(low), float(high), n)
+
+
+def _divergence(rows: Array, target: Array) -> float:
+    return jensen_shannon(rows.mean(0), target)
 
 
 def _kl(p: Array, q: Array) -> Array:
