@@ -158,3 +158,31 @@ def test_dotted_key() -> None:
 
     cfg, _ = read(GenerateConfig, {"domain": "toy", "ray.address": "auto"})
     assert cfg.ray_address == "auto"
+
+
+def test_shortlist_at_the_end(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path) -> None:
+    line = ("generate", "domain=toy", f"ckpt={finished}", "num=30", "format=packed", f"out={tmp_path / 's'}")
+    outcome = xdistill(*line, "keep=3", "by=radius", "filter=radius")
+    assert outcome.code == 0, outcome.err
+    assert "shortlist: 3 of" in outcome.out
+    rows = pq.read_table(tmp_path / "s" / "shortlist.parquet").to_pylist()
+    assert [row["radius"] for row in rows] == sorted(row["radius"] for row in rows)
+    assert all((tmp_path / "s" / row["file"]).exists() for row in rows)
+    assert xdistill(*line, "by=radius").code == 2
+    assert "by=COLUMN" in xdistill(*line, "keep=3").err
+
+
+def test_one_rank_of_two(
+    xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a launcher each process does its share and says so; the last one writes the manifest."""
+    line = ("generate", "domain=toy", f"ckpt={finished}", "num=10", "batch=2", f"out={tmp_path / 's'}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    outcome = xdistill(*line)
+    assert "rank 0 of 2 is done" in outcome.out
+    assert "2 shards of others" in outcome.out
+    assert not (tmp_path / "s" / "manifest.parquet").exists()
+    monkeypatch.setenv("RANK", "1")
+    assert "10 designs in" in xdistill(*line).out
+    assert len(points(tmp_path / "s")) == 10

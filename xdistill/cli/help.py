@@ -30,10 +30,13 @@ ABOUT = {
     ),
     "generate": (
         "xdistill generate domain=NAME [ckpt=RUN] [key=value ...]",
-        "Draw samples into files, with a manifest. The same command continues an interrupted one.",
+        "Draw designs into files, with a manifest (Parquet). The same command continues an interrupted\n"
+        "or killed one. Under torchrun or Slurm ranks share the work; engine=ray spreads it over a cluster.",
         (
             "xdistill generate domain=protein num=16 length=64-128 steps=8 noise_scale=0.45 out=samples",
             "xdistill generate domain=protein ckpt=runs/protein_sid num=100 length=100 format=cif out=hundred",
+            "xdistill generate domain=protein num=100000 length=60-128 format=packed filter=geometry keep=500 "
+            "by=compactness diversity=0.5 out=night",
             "xdistill generate domain=toy ckpt=runs/toy_sid num=1000 batch=250 seed=1 out=points",
         ),
     ),
