@@ -36,7 +36,7 @@ from xdistill.student import load_student
 RECORD, TEXT, RUNS = Path("docs/protein_table.json"), Path("docs/protein_table.md"), Path("runs/results")
 CALLS, SEEDS, NOISE = (1, 4, 8, 16), (0, 1, 2), (0.45, 0.7, 1.0)
 LENGTHS, PICK, NUM, EVAL_SEED = (40, 64), 24, 64, 5
-BUDGET = {"train.steps": 240, "data.batch": 8}
+BUDGET = {"train.steps": 150, "data.batch": 4}
 COMMON = [
     "domain=protein",
     f"domain.min_length={LENGTHS[0]}",
@@ -44,15 +44,18 @@ COMMON = [
     "objective.steps=[1,4,8,16]",
     *(f"{key}={value}" for key, value in BUDGET.items()),
     *("train.max_minutes=0", "eval=none", "strategy.threads=1", "logger.progress=false", "resume=auto"),
+    "optim.student={schedule: cosine_restarts, cycle: 150, lr: 1e-4}",
 ]
+CRITIC = ["objective.critic_warmup=20", "optim.critic={schedule: cosine_restarts, cycle: 150, lr_min: 1e-4}"]
+SECANT = ["target=clean", "anchors=log", "trajectories=128", "solver_steps=2", "rotate=false"]
 METHODS: dict[str, list[str]] = {
-    "sid_a05": ["objective=sid", "objective.alpha=0.5"],
-    "sid_a1": ["objective=sid", "objective.alpha=1"],
-    "sid_a12": ["objective=sid", "objective.alpha=1.2"],
-    "dmd": ["objective=dmd"],
-    "tdm": ["objective=tdm"],
-    "secant": ["objective=secant"],
-    "sid_after_secant": ["objective=sid", "objective.alpha=1", "student=file"],
+    "sid_a05": ["objective=sid", "objective.alpha=0.5", *CRITIC],
+    "sid_a1": ["objective=sid", "objective.alpha=1", *CRITIC],
+    "sid_a12": ["objective=sid", "objective.alpha=1.2", *CRITIC],
+    "dmd": ["objective=dmd", "objective.first_step=3", "optim.critic.lr=1e-3", *CRITIC],
+    "tdm": ["objective=tdm", *CRITIC],
+    "secant": ["objective=secant", *(f"objective.{option}" for option in SECANT)],
+    "sid_after_secant": ["objective=sid", "objective.alpha=1", "student=file", *CRITIC],
 }
 SHOWN = ("score", "valid_bonds", "no_clash", "valid", "handedness", "strand", "mpnn_entropy", "pairwise_tm")
 
@@ -62,7 +65,7 @@ def train(method: str, seed: int, runs: Path) -> Path:
     out = runs / f"{method}_s{seed}"
     chosen = [*METHODS[method], *COMMON, f"seed={seed}", f"out={out}"]
     if method == "sid_after_secant":
-        chosen.append(f"student.weights={train('secant', seed, runs)}")
+        chosen.append(f"student.init={train('secant', seed, runs)}")
     fit(compose(chosen))
     return out
 
