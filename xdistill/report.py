@@ -122,7 +122,7 @@ def cell(m: Metric | None) -> str:
     """`value [low, high]` with digits enough for the interval; a dash where the samples do not define the metric."""
     if m is None:
         return "-"
-    digits = 2 if max(abs(m.low), abs(m.high)) >= 0.1 else 4
+    digits = 4 if 0 < max(abs(m.low), abs(m.high)) < 0.1 else 2
     return f"{m.value:.{digits}f} [{m.low:.{digits}f},{m.high:.{digits}f}]"
 
 
