@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from xdistill.domains.protein import ProteinDomain
+from xdistill.domains.protein import ProteinDomain, neighbours
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.neighbours import FoldNeighbours
 from xdistill.domains.toy import ToyDomain
@@ -158,6 +159,25 @@ def test_folds_are_told_apart(folds: list[Array]) -> None:
     assert not near.has_near(folds[0][: len(folds[0]) // 2 - 1])  # TM-scores are at most the ratio of the lengths
     assert domain.similarity(folds[0], folds[2]) == domain.similarity(folds[2], folds[0]) < 0.5
     assert domain.similarity(folds[0], rotated(folds[0], 3)) > 0.5
+
+
+def test_every_likely_pair_is_aligned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alignments are counted, not made: 150 of them would take seconds."""
+    seen: list[int] = []
+
+    def count(pairs: list[tuple[Array, Array]]) -> torch.Tensor:
+        seen.extend(id(b) if b is not query else id(a) for a, b in pairs)
+        return torch.zeros(len(pairs))
+
+    monkeypatch.setattr(neighbours, "structural_tm", count)
+    query = np.cumsum(0.2 * np.ones((30, 3)), axis=0).astype(np.float32)
+    for number in (1, 2, 5, 6, 21, 22, 85, 86, 150):
+        near = FoldNeighbours(0.5)
+        for i in range(number):
+            near.add(query + np.float32(1e-3 * i))
+        seen.clear()
+        assert not near.has_near(query)
+        assert sorted(seen) == sorted(map(id, near.samples))
 
 
 def test_written_shortlist(folds: list[Array], tmp_path: Path) -> None:
