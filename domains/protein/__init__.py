@@ -295,7 +295,12 @@ class ProteinDomain(Domain):
         return pdb_models(samples)
 
     def extra_metrics(self) -> Mapping[str, ExtraMetrics]:
-        return metrics.EXTRA
+        return metrics.EXTRA if self.protein.classifier is None else {**metrics.EXTRA, "classifier": self._distances}
+
+    def _distances(self, chains: Sequence[Any], seed: int) -> dict[str, Metric]:
+        from xdistill.domains.protein import distribution
+
+        return distribution.metrics(chains, seed, self.protein.classifier)
 
     def reference_samples(self, num: int, seed: int) -> list[NDArray[Any]]:
         """CA traces of the test split in a random order."""

@@ -82,12 +82,13 @@ def metrics(
             then lengths are not matched: sample the published protocol's lengths.
 
     Chains with NaN take no part. Empty with fewer than 2 chains.
-    Raises XDistillError for a chain of another shape, and for files that are missing or wrong.
+    Raises XDistillError for a chain of another shape, and for files that are missing or wrong; UsageError without
+    torch-geometric.
     """
+    classifier, rng = load_classifier(weights), np.random.default_rng(seed)
     finite = [np.asarray(x) for x in chains if np.isfinite(x).all()]
     if len(finite) < 2:
         return {}
-    classifier, rng = load_classifier(weights), np.random.default_rng(seed)
     if statistics is not None and not classifier.official:
         raise XDistillError(f"{statistics} goes with official classifier weights: give them as well")
     sample = classifier(finite)

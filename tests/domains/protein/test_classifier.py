@@ -95,8 +95,9 @@ def test_what_cannot_be_classified(traces):
 def test_missing_extra_says_how_to_install(monkeypatch):
     load_classifier.cache_clear()
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"xdistill\[protein\]"):
-        load_classifier()
+    for use in (load_classifier, lambda: metrics([])):
+        with pytest.raises(UsageError, match=r"xdistill\[protein\]"):
+            use()
     assert importlib.util.find_spec("torch_geometric")
 
 
