@@ -37,16 +37,16 @@ def main() -> int:
     pairs = (DEFAULTS if pairs.get("domain", "protein") == "protein" else {}) | pairs
     request = [f"{k}={v}" for k, v in pairs.items()]
     whole, out, began = work / "whole", work / engine, time.monotonic()
-    if not (whole / "manifest.parquet").exists():
+    if made := not (whole / "manifest.parquet").exists():
         finish(start(request, whole, "local"))
-    seconds, began = time.monotonic() - began, time.monotonic()
+    seconds, began = round(time.monotonic() - began, 1) if made else None, time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
     kills = kill_on_the_way(request, out, engine, victims, random.Random(chance), shards(whole))
     finish(start(request, out, engine))
     facts = {
         "engine": engine,
         "kills": kills,
-        "seconds_uninterrupted": round(seconds, 1),
+        "seconds_uninterrupted": seconds,
         "seconds_killed": round(time.monotonic() - began, 1),
         **compared(whole, out),
     }
