@@ -186,9 +186,12 @@ class TestCriticReset:
 
     def test_starts_again_with_a_fresh_optimizer(self):
         start = self.weights(self.module())
-        distances = [float((self.weights(self.fit(self.module(), n)) - start).abs().max()) for n in (1, 3, 4)]
-        assert distances[1] > 1.5 * distances[0]
-        assert distances[2] == pytest.approx(1e-2, rel=0.01)  # one Adam step from the start moves by lr
+        moves = [(self.weights(self.fit(self.module(), n)) - start).abs() for n in (1, 3, 4)]
+        moves = [float(m[m > 1e-6].median()) for m in moves]
+        assert moves[1] > 1.5 * moves[0]
+        # the first step of a fresh Adam moves every weight by lr, whatever its gradient
+        assert moves[0] == pytest.approx(1e-2, rel=1e-3)
+        assert moves[2] == pytest.approx(1e-2, rel=1e-3)
         assert self.module().objective.resets(0) == ()
 
     @pytest.mark.parametrize("stop", [2, 3, 4])
