@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,7 +149,10 @@ class Actors:
 def connect(address: str | None) -> None:
     """Join the cluster at `address` or at $RAY_ADDRESS, else start one on this machine; raises UsageError."""
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    host, colon, port = where.removeprefix("ray://").rpartition(":")
     try:
+        if colon:  # Ray ends the whole process when nobody answers
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"no Ray cluster at {where} ({str(error)[:100]}): check ray.address") from error
