@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -151,14 +150,6 @@ def psea_class(chain: ArrayLike) -> int:
     """Coarse fold class 1..4 of a CA trace [n, 3] in nm, by P-SEA's helix and strand fractions."""
     sse = geometry.secondary_structure(np.asarray(chain, np.float64) * NM)
     return int(coarse_class(sse.count("a") / len(sse), sse.count("b") / len(sse)))
-
-
-def shipped_info() -> dict[str, Any]:
-    """How the shipped classifier was trained, and what it scores on held-out chains."""
-    from safetensors import safe_open
-
-    with safe_open(SHIPPED, framework="pt") as file:
-        return dict(json.loads(file.metadata()["info"]))
 
 
 def _trace(chain: ArrayLike) -> torch.Tensor:
