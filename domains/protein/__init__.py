@@ -39,7 +39,8 @@ from xdistill.state import Field, Padded
 from xdistill.times import LogAnchors
 
 if TYPE_CHECKING:
-    from xdistill.html_report import Panel, Row
+    from xdistill.evaluation import Row
+    from xdistill.html_report import Panel
 
 __all__ = ["ProteinCond", "ProteinDomain", "ProteinFlow"]
 
@@ -53,7 +54,9 @@ class ProteinConfig:
     limit on padded residues of a batch of real chains. label_dropout: share of chains shown without their fold class.
     label_law: fold classes of data-free batches, `none` or `empirical` (of real chains of the same length, then dropped
     as often). class_map: file with the fold classes of a teacher that comes without. classifier: weights that measure
-    adherence, null for ours. reference_steps, reference_noise: the teacher's own sampler.
+    adherence, null for ours. folding: what predicts structures for designability, `esmfold` or
+    `package.module:factory`. esmfold: folder of its weights, null for the Hugging Face cache. reference_steps,
+    reference_noise: the teacher's own sampler.
     """
 
     min_length: int = 40
@@ -65,8 +68,14 @@ class ProteinConfig:
     label_law: str = "none"
     class_map: str | None = None
     classifier: str | None = None
+    folding: str = "esmfold"
+    esmfold: str | None = None
     reference_steps: int = 400
     reference_noise: float = 0.45
+
+
+#: nm; a PDB file has no room for more, and a chain out there is no chain.
+FARTHEST = 999.0
 
 
 class ProteinDomain(Domain):
@@ -295,12 +304,12 @@ class ProteinDomain(Domain):
         return pdb_models(samples)
 
     def extra_metrics(self) -> Mapping[str, ExtraMetrics]:
-        return metrics.EXTRA if self.protein.classifier is None else {**metrics.EXTRA, "classifier": self._distances}
-
-    def _distances(self, chains: Sequence[Any], seed: int) -> dict[str, Metric]:
-        from xdistill.domains.protein import distribution
-
-        return distribution.metrics(chains, seed, self.protein.classifier)
+        p = self.protein
+        return {
+            **metrics.EXTRA,
+            "classifier": metrics.extra("distribution.metrics", p.classifier),
+            "designability": metrics.extra("designability.measure", p.folding, p.esmfold),
+        }
 
     def reference_samples(self, num: int, seed: int) -> list[NDArray[Any]]:
         """CA traces of the test split in a random order."""
@@ -310,13 +319,14 @@ class ProteinDomain(Domain):
 
     def reference_metrics(self) -> dict[str, Metric]:
         """What held-out real chains score."""
-        return metrics.calibrate()
+        return dict(metrics.calibrate())
 
     def decode(self, sample: Field) -> list[NDArray[Any]]:
-        """CA traces [n, 3] in nm, zero centre of mass."""
+        """CA traces [n, 3] in nm, zero centre of mass; NaN where a sampler left the range of structure files."""
         sample = sample.project()
         assert isinstance(sample.layout, Padded)
         value = sample.value.detach().float().cpu()
+        value = value.masked_fill(value.abs() > FARTHEST, float("nan"))
         return [v[:n].numpy() for v, n in zip(value, sample.layout.lengths.tolist(), strict=True)]
 
     def for_request(self, **request: Any) -> ProteinDomain:

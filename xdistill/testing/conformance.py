@@ -169,7 +169,8 @@ def _student_is_teacher(domain: Domain, seed: int, atol: float) -> Check:
 
 def _samples(domain: Domain, indices: Sequence[int], seed: int) -> list[Any]:
     batch, draws = domain.plan(indices, seed), rng.per_sample(seed, indices)
-    return domain.decode(domain.teacher_samplers()["reference"](domain.teacher().eval(), batch, draws, steps=4))
+    few = list(domain.teacher_samplers().values())[-1]  # the reference sampler may diverge in so few steps
+    return domain.decode(few(domain.teacher().eval(), batch, draws, steps=4))
 
 
 def _plan(domain: Domain, seed: int, atol: float) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from xdistill import rng
+from xdistill.cli import main
 from xdistill.domains.protein import folding, mpnn
 from xdistill.domains.protein.chains import load_embedded
+from xdistill.domains.protein.codec import read_structure, write_structure
 from xdistill.domains.protein.data import random_rotations
 from xdistill.domains.protein.designability import measure, metrics, self_consistency
 from xdistill.domains.protein.folding import ESMFold, Prediction, load_backend
@@ -190,11 +192,33 @@ def test_designability_end_to_end(tiny: Path) -> None:
     assert found == metrics(chains, ESMFold(tiny), seed=3)
 
 
+def test_designability_from_the_command_line(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        mpnn.weights_path()
+    except UsageError as e:
+        pytest.skip(str(e))
+    for i, n in enumerate((20, 24)):
+        write_structure(tmp_path / f"{i}.pdb", chain(i)[:n])
+    table = tmp_path / "table.json"
+    command = ["evaluate", "domain=protein", f"dir={tmp_path}", "num=1", f"json={table}", "metrics=designability"]
+    assert main([*command, f"domain.esmfold={tiny}", "seed=3"]) == 0, capsys.readouterr().err
+    report = json.loads(table.read_text())
+    found = measure([read_structure(path)[0] for path in sorted(tmp_path.glob("*.pdb"))], seed=3, path=tiny)
+    assert {k: report["rows"][0]["metrics"][k] for k in found} == {k: asdict(m) for k, m in found.items()}
+    assert report["real"]["scrmsd"]["n"] == 1
+    assert main([*command, "domain.folding=no_such_module:f"]) == 2
+    assert "cannot load the folding backend no_such_module:f" in capsys.readouterr().err
+    assert main([*command, "domain.esmfodl=x"]) == 2
+    assert "did you mean 'domain.esmfold'" in capsys.readouterr().err
+
+
 def test_absent_weights_and_packages_say_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     monkeypatch.setattr(folding, "ESMFOLD", "xdistill-tests/absent")
-    with pytest.raises(UsageError, match="needs the weights of ESMFold") as e:
+    with pytest.raises(UsageError, match=r"needs the weights of ESMFold.*domain\.esmfold=FOLDER") as e:
         load_backend()
     assert "\n" not in str(e.value)
     with pytest.raises(UsageError, match=r"no ESMFold at .*: expected a folder with config.json"):

@@ -135,7 +135,16 @@ def test_data_free_labels_are_real_pairs_some_of_them_dropped():
 
 
 def test_cath_labels_of_a_teacher_that_comes_without_its_classes(tmp_path: Path):
-    small = {**MINI, "token_dim": 32, "nlayers": 1, "nheads": 2, "dim_cond": 32, "pair_repr_dim": 16, "t_emb_dim": 32}
+    small = {
+        **MINI,
+        "refine_after": 0,
+        "token_dim": 32,
+        "nlayers": 1,
+        "nheads": 2,
+        "dim_cond": 32,
+        "pair_repr_dim": 16,
+        "t_emb_dim": 32,
+    }
     small |= {"vector_channels": 0, "refine_after": 0}
     net = Proteina(ProteinaConfig.from_dict(small), (2, 3, 1))
     weights = save_network(net, tmp_path / "net.safetensors")

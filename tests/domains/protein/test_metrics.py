@@ -83,7 +83,7 @@ def test_calibrate_covers_every_metric_with_an_interval() -> None:
     assert (metrics["score"].better, metrics["pairwise_tm"].better, metrics["helix"].better) == ("high", "low", "none")
     assert 0.15 < metrics["pairwise_tm"].value < 0.25  # unrelated chains: about 0.17
     assert metrics["descriptor_frechet"].value < 2
-    assert metrics == calibrate()
+    assert calibrate() is metrics  # kept: it takes seconds
     assert metrics["helix"].low != calibrate(seed=1)["helix"].low
 
 

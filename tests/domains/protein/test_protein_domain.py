@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,7 +24,16 @@ from xdistill.state import Field, Padded
 from xdistill.testing.conformance import check_domain, check_model
 from xdistill.testing.harness import run_macro_step
 
-SMALL = {**MINI, "token_dim": 32, "nlayers": 2, "nheads": 2, "dim_cond": 32, "pair_repr_dim": 16, "t_emb_dim": 32}
+SMALL = {
+    **MINI,
+    "token_dim": 32,
+    "nlayers": 2,
+    "refine_after": 1,
+    "nheads": 2,
+    "dim_cond": 32,
+    "pair_repr_dim": 16,
+    "t_emb_dim": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +220,14 @@ def test_files_of_every_format_are_read_back(domain: ProteinDomain, tmp_path: Pa
         path = domain.write(chain, tmp_path / f"x.{suffix}")
         assert path.exists()
     assert len(domain.read(tmp_path)) >= 1
+
+
+def test_a_chain_that_left_the_range_of_files_is_not_finite(domain):
+    batch = domain.plan([0, 1], 0, length="40")
+    value = torch.zeros(2, 40, 3)
+    value[0, ::2, 0], value[0, 1::2, 0] = 2000.0, -2000.0
+    far, near = domain.decode(Field(value, batch.like.layout))
+    assert not np.isfinite(far).all()
+    assert np.isfinite(near).all()
+    found = domain.metrics([far, near + np.random.default_rng(0).normal(size=near.shape)])
+    assert found["finite"].value == 0.5
