@@ -76,3 +76,26 @@ def test_address_of_no_cluster(toy_checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no Ray cluster at 127.0.0.1:1" in done.stderr.splitlines()[-1]
+
+
+def test_joins_a_cluster(loaded: Loaded, toy_checkpoint: Path, tmp_path: Path) -> None:
+    """This process starts one, the command joins it and leaves it running."""
+    import ray
+
+    from xdistill.generation.ray_engine import connect
+
+    generate(Job(loaded, 20, batch=4), tmp_path / "whole")
+    connect(None)
+    try:
+        address = ray.get_runtime_context().gcs_address
+        line = ["generate", "domain=toy", f"ckpt={toy_checkpoint}", "num=20", "batch=4", "engine=ray"]
+        command = [sys.executable, "-m", "xdistill", *line, f"ray.address={address}", f"out={tmp_path / 'out'}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ray.is_initialized()
+        assert ray.cluster_resources()["CPU"] > 0
+    finally:
+        ray.shutdown()
+    assert content(tmp_path / "out").keys() == content(tmp_path / "whole").keys()
+    rows = [(tmp_path / name / "manifest.parquet").read_bytes() for name in ("out", "whole")]
+    assert rows[0] == rows[1]
