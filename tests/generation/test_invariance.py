@@ -72,3 +72,11 @@ def test_designs_and_numbers_do_not_depend_on_shards_and_format(loaded: Loaded, 
     assert len(designs[0]) == 40
     assert all(other == numbers[0] for other in numbers)
     assert all(other == designs[0] for other in designs)
+
+
+def test_many_files_are_spread_over_folders(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xdistill.generation.job.FLAT", 10)
+    generate(Job(loaded, 11, batch=4, shard=8), tmp_path)
+    rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
+    assert {row["file"] for row in rows} == {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.npz")}
+    assert all(row["file"] == f"designs/{row['shard']:06d}/sample_{row['index']:06d}.npz" for row in rows)
