@@ -195,7 +195,8 @@ class EvaluateConfig:
     metrics: fast (what takes seconds), full (all that this machine has what it takes for), or names of costly ones
     to add, separated by commas. num: samples of each checkpoint and sampler. json: where to save the table (none:
     evaluation.json in the first source). html: where to write a report with plots and structures (none: nowhere).
-    seed, batch, steps, noise_scale: as in generate.
+    seed, batch, steps, noise_scale: as in generate. domain.KEY: any key of the domain's section of a configuration, as
+    `xdistill fit domain=NAME --help` lists them; it also holds for checkpoints, whatever their runs had.
     """
 
     domain: str

@@ -19,7 +19,8 @@ from xdistill.process import Process
 from xdistill.rng import Generator
 
 if TYPE_CHECKING:
-    from xdistill.html_report import Panel, Row
+    from xdistill.evaluation import Row
+    from xdistill.html_report import Panel
 
 
 class DataSource(Protocol):

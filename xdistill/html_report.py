@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from xdistill.domain import Domain, Metric
+from xdistill.evaluation import Row
 from xdistill.html_figure import chip, colour, gallery
 
 ASSETS = Path(__file__).parent / "assets"
@@ -30,46 +31,24 @@ class Panel:
     html: str
 
 
-@dataclass(frozen=True)
-class Row:
-    """One source of samples with its metrics; calls and seconds a sample where they are known."""
-
-    name: str
-    n: int
-    metrics: Mapping[str, Metric]
-    samples: Sequence[Any] = ()
-    calls: float | None = None
-    seconds: float | None = None
-
-    @classmethod
-    def of(cls, row: Any) -> Row:
-        """From any object with `name` or `source`, `metrics`, and some of `n`, `samples`, `calls`, `seconds`."""
-        samples = list(getattr(row, "samples", ()))
-        name = row.name if hasattr(row, "name") else row.source
-        cost = (getattr(row, key, None) for key in ("calls", "seconds"))
-        return cls(str(name), getattr(row, "n", len(samples)), row.metrics, samples, *cost)
-
-
 def write_html(
-    path: Path, title: str, rows: Sequence[Any], domain: Domain, real: Mapping[str, Metric] | None = None
+    path: Path, title: str, rows: Sequence[Row], domain: Domain, real: Mapping[str, Metric]
 ) -> Path:
-    """Write the report of `rows` (see `Row.of`) to `path`, atomically; it opens in a browser without a network.
+    """Write the report of `rows` to `path`, atomically; it opens in a browser without a network.
 
     Every number stands with its n and its interval; what real data scores comes last. A domain adds plots
     (`html_panels`) and structures (`viewer_models`: the first 24 of a source, fewer when there are many sources; an
     empty text stands for a sample that cannot be shown).
-    Samples of a domain without structures are shown as `Domain.draw` draws them. real: what real data scores, where
-    more is known than `Domain.reference_metrics`.
+    Samples of a domain without structures are shown as `Domain.draw` draws them. real: what real data scores.
     """
-    sources = [Row.of(row) for row in rows]
-    groups = _models(sources, domain)
-    panels = [Panel("Quality", metrics_table(sources, domain.reference_metrics() if real is None else real))]
-    panels += [Panel("Structures", _viewer(groups))] if groups else gallery_panel(sources, domain)
-    panels += domain.html_panels(sources)
+    groups = _models(rows, domain)
+    panels = [Panel("Quality", metrics_table(rows, real))]
+    panels += [Panel("Structures", _viewer(groups))] if groups else gallery_panel(rows, domain)
+    panels += domain.html_panels(rows)
     page = Template((ASSETS / "report.html").read_text()).substitute(
         title=escape(title),
         domain=escape(domain.name),
-        summary=_summary(sources),
+        summary=_summary(rows),
         css=(ASSETS / "report.css").read_text(),
         panels="\n".join(f"<section><h2>{escape(p.title)}</h2>\n{p.html}\n</section>" for p in panels),
         scripts=_scripts(groups) if groups else "",
@@ -107,8 +86,8 @@ def metrics_table(rows: Sequence[Row], real: Mapping[str, Metric]) -> str:
 
 
 def gallery_panel(rows: Sequence[Row], domain: Domain, each: int = 12) -> list[Panel]:
-    """The first samples of every source as the domain draws them; nothing when it draws none."""
-    if type(domain).draw is Domain.draw or not any(row.samples for row in rows):
+    """The first samples of every source as the domain draws them; nothing when it draws none or has structures."""
+    if type(domain).draw is Domain.draw or type(domain).viewer_models is not Domain.viewer_models:
         return []
     heads = (f"<h3>{chip(colour(i))}{escape(row.name)}</h3>" for i, row in enumerate(rows))
     parts = [head + gallery(domain, row.samples[:each]) for head, row in zip(heads, rows, strict=True)]

@@ -30,16 +30,19 @@ class Loaded:
     path: Path
 
 
-def load_student(path: Path, domain: str | None = None, role: str = "student_ema") -> Loaded:
+def load_student(
+    path: Path, domain: str | None = None, role: str = "student_ema", options: Mapping[str, Any] | None = None
+) -> Loaded:
     """The averaged student of a run folder (its best checkpoint, else its newest) or of one checkpoint.
 
+    options: keys of the domain's section that differ from what the run recorded.
     Raises XDistillError when it is missing, damaged, of another schema or of another domain than `domain`.
     """
     found = checkpoint.open_checkpoint(_pick(path))
     name = found.config["domain"]["name"]
     if domain is not None and name != domain:
         raise XDistillError(f"{path} is a checkpoint of domain '{name}', not '{domain}': use domain={name}")
-    built = build_domain(found.config)
+    built = build_domain({**found.config, "domain": {**found.config["domain"], **(options or {})}})
     model = built.from_description(found.manifest["network"])
     checkpoint.load_strict(model.load_state_dict, found.role(role), found.path, role)
     objective = build_objective(found.config, built)

@@ -8,7 +8,7 @@ chains and motions that superpose short fragments (the strategy of TM-align, Zha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from numpy.typing import ArrayLike
@@ -23,7 +23,7 @@ SEEDS = 12  # motions of each kind that enter the alternation
 ROUNDS = ((GAP, 3), (0.0, 3), (0.0, 2), (0.0, 1))  # gap cost of each round, motions that outlive it
 CHUNK_CELLS = 2**23  # cells of the alignment matrices held at once
 
-Motion = tuple[Tensor, Tensor]  # R [..., 3, 3] and t [..., 3] of x -> x R^T + t
+Motions = tuple[Tensor, Tensor, Tensor]  # R [p, s, 3, 3] and t [p, s, 3] of x -> x R^T + t, scores [p, s]
 
 
 def structural_tm(pairs: Sequence[tuple[ArrayLike, ArrayLike]], norm: Sequence[int] | None = None) -> Tensor:
@@ -37,6 +37,24 @@ def structural_tm(pairs: Sequence[tuple[ArrayLike, ArrayLike]], norm: Sequence[i
     (higher finds more), 0.07 lower at worst, 7 % of pairs lower by more than 0.02; about 14 ms a pair of 90 residues
     on one core, as fast as TM-align.
     """
+    return _batched(_align, pairs, norm)
+
+
+def likeness(pairs: Sequence[tuple[ArrayLike, ArrayLike]], norm: Sequence[int] | None = None) -> Tensor:
+    """[p] how promising the motions are that `structural_tm` starts from, in its units; no alignment is made.
+
+    The largest sum over residues of 1 / (1 + d^2 / d0^2) / N, where a motion by a fragment pairs each residue with
+    the nearest one, whatever its place in the chain.
+    """
+    return _batched(_promise, pairs, norm)
+
+
+def _batched(
+    score: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]],
+    norm: Sequence[int] | None,
+) -> Tensor:
+    """`score` of padded batches of pairs of similar size: x [p, n, 3], y [p, m, 3], their lengths, norm [p] -> [p]."""
     traces = [tuple(torch.as_tensor(c, dtype=torch.float32) for c in pair) for pair in pairs]
     sizes = [(len(a), len(b)) for a, b in traces]
     scale = torch.tensor([max(s) for s in sizes] if norm is None else list(norm), dtype=torch.float32)
@@ -51,7 +69,7 @@ def structural_tm(pairs: Sequence[tuple[ArrayLike, ArrayLike]], norm: Sequence[i
             stop += 1
         chunk = order[start:stop]
         x, y = ([traces[i][side] for i in chunk] for side in (0, 1))
-        out[chunk] = _align(_pad(x), _pad(y), _lengths(x), _lengths(y), scale[chunk])
+        out[chunk] = score(_pad(x), _pad(y), _lengths(x), _lengths(y), scale[chunk])
         start = stop
     return out
 
@@ -71,16 +89,26 @@ def scales(n: Tensor) -> Tensor:
 
 def _align(x: Tensor, y: Tensor, lx: Tensor, ly: Tensor, norm: Tensor) -> Tensor:
     d0 = scales(norm)
-    mx, my = (torch.arange(c.shape[1]) < n[:, None] for c, n in ((x, lx), (y, ly)))
-    overlap, fragment = _overlaps(x, y, lx, ly, d0), _fragments(x, y, mx, my, lx, ly, d0)
-    turn, shift = (torch.cat(parts, dim=1) for parts in zip(overlap, fragment, strict=True))
+    mx, my = _mask(x, lx), _mask(y, ly)
+    overlap, fragment = _overlaps(x, y, lx, ly, d0), _fragments(x, y, lx, ly, d0)
+    turn, shift, _ = (torch.cat(parts, dim=1) for parts in zip(overlap, fragment, strict=True))
     mask = (mx[:, None, :, None] & my[:, None, None, :]).float()
     best = torch.zeros(len(x))
     for gap, kept in ROUNDS:
         score, turn, shift = _round(x, y, turn, shift, mask, d0, gap)
         best = torch.maximum(best, score.amax(1))
-        turn, shift = _top(turn, shift, score, kept)
+        turn, shift, _ = _top(turn, shift, score, kept)
     return best / norm
+
+
+def _promise(x: Tensor, y: Tensor, lx: Tensor, ly: Tensor, norm: Tensor) -> Tensor:
+    d0 = scales(norm)
+    scores = [starts(x, y, lx, ly, d0)[2].amax(1) for starts in (_overlaps, _fragments)]
+    return torch.maximum(*scores) / norm
+
+
+def _mask(x: Tensor, lengths: Tensor) -> Tensor:
+    return torch.arange(x.shape[1]) < lengths[:, None]
 
 
 def _round(
@@ -141,7 +169,7 @@ def _trace(pointer: Tensor, end: Tensor) -> Tensor:
     return partner
 
 
-def _overlaps(x: Tensor, y: Tensor, lx: Tensor, ly: Tensor, d0: Tensor) -> Motion:
+def _overlaps(x: Tensor, y: Tensor, lx: Tensor, ly: Tensor, d0: Tensor) -> Motions:
     """Motions of the best gapless overlaps (residue i on residue i + k), scored over the overlap."""
     n, m = x.shape[1], y.shape[1]
     least = (torch.minimum(lx, ly) // 2).clamp(min=4)
@@ -160,7 +188,7 @@ def _overlaps(x: Tensor, y: Tensor, lx: Tensor, ly: Tensor, d0: Tensor) -> Motio
     return _top(turn, shift, torch.where(score == peak, score, 0.0), SEEDS)  # neighbours end in the same optimum
 
 
-def _fragments(x: Tensor, y: Tensor, mx: Tensor, my: Tensor, lx: Tensor, ly: Tensor, d0: Tensor) -> Motion:
+def _fragments(x: Tensor, y: Tensor, lx: Tensor, ly: Tensor, d0: Tensor) -> Motions:
     """Motions that superpose a fragment on a fragment, those that bring most of x near y; order is not looked at."""
     size = min(FRAGMENT, x.shape[1], y.shape[1])
     a, b = (c.unfold(1, size, step).mT for c, step in ((x, FRAGMENT_STRIDE), (y, FRAGMENT_STRIDE // 2)))
@@ -176,12 +204,13 @@ def _fragments(x: Tensor, y: Tensor, mx: Tensor, my: Tensor, lx: Tensor, ly: Ten
     turn, shift = turn[pick, low], shift[pick, low]
     moved = x[:, None, ::3] @ turn.mT + shift[:, :, None]
     distance = torch.cdist(moved, y[:, None, ::2].expand(-1, moved.shape[1], -1, -1))
-    value = mx[:, None, ::3, None] * my[:, None, None, ::2] / (1 + (distance / d0[:, None, None, None]).square())
-    return _top(turn, shift, value.amax(-1).sum(-1).masked_fill(~whole.gather(1, low), -1), SEEDS)
+    mask = _mask(x, lx)[:, None, ::3, None] * _mask(y, ly)[:, None, None, ::2]
+    value = mask / (1 + (distance / d0[:, None, None, None]).square())
+    return _top(turn, shift, 3 * value.amax(-1).sum(-1).masked_fill(~whole.gather(1, low), -1), SEEDS)
 
 
-def _top(turn: Tensor, shift: Tensor, score: Tensor, kept: int) -> Motion:
+def _top(turn: Tensor, shift: Tensor, score: Tensor, kept: int) -> Motions:
     """The motions of highest score [p, s]."""
-    top = score.topk(min(kept, score.shape[1]), dim=1).indices
+    best, top = score.topk(min(kept, score.shape[1]), dim=1)
     pick = torch.arange(len(turn))[:, None]
-    return turn[pick, top], shift[pick, top]
+    return turn[pick, top], shift[pick, top], best

@@ -51,8 +51,8 @@ class Geometry:
 class Confidence:
     """Chains that ProteinMPNN finds natural; needs the extra [mpnn]. A proxy: it is no designability.
 
-    entropy: most nats a residue of the unconditional amino-acid distribution (real chains 2.18, with 0.5 A of noise
-    2.69, random walks 2.89).
+    entropy: most nats a residue of the unconditional amino-acid distribution (real chains 2.14, with 0.5 A of noise
+    2.62; random walks of 3.8 A steps 2.7, but scattered from 1.78 to 2.90, so put `geometry` first).
     """
 
     entropy: float = 2.5

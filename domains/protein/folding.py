@@ -122,7 +122,7 @@ def _load_esmfold(path: str | Path | None) -> Any:
         if path is None and isinstance(e, OSError):
             raise UsageError(
                 "designability needs the weights of ESMFold, which are not on this machine: "
-                f"fetch them with `hf download {ESMFOLD}` (8 GB)"
+                f"fetch them with `hf download {ESMFOLD}` (8 GB), or name their folder: domain.esmfold=FOLDER"
             ) from None
         raise XDistillError(f"cannot load ESMFold from {source}: {' '.join(str(e).split())[:160]}") from e
     model, report = loaded

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xdistill.domains.protein import geometry
-from xdistill.domains.protein.alignment import structural_tm
 from xdistill.domains.protein.chains import load_embedded
+from xdistill.domains.protein.clusters import tm_matrix
 from xdistill.domains.protein.codec import NM
+from xdistill.evaluation import Row
 from xdistill.html_figure import axes, chip, colour, figure, figures, inline_svg
-from xdistill.html_report import REAL, Panel, Row
+from xdistill.html_report import REAL, Panel
 
 Array = NDArray[np.float64]
 ANGLES, DIHEDRALS = (70.0, 165.0), (-180.0, 180.0)  # degrees
@@ -85,7 +85,7 @@ def diversity_matrices(groups: Sequence[Group]) -> str:
     """Pairwise TM-scores of the first chains of each source, similar ones side by side."""
     parts = []
     for name, tint, chains in groups:
-        tm = tm_matrix(chains[:COMPARED])
+        tm = by_likeness(tm_matrix([x / NM for x in chains[:COMPARED]]))
         off = tm[np.triu_indices(len(tm), 1)]
         said = f"mean {off.mean():.2f}, {np.mean(off > 0.5):.0%} above 0.5, " if len(off) else ""
         with axes(3.0, 2.6) as (fig, ax):
@@ -102,16 +102,11 @@ def diversity_matrices(groups: Sequence[Group]) -> str:
     return f'{figures(parts)}<p class="note">{note}</p>'
 
 
-def tm_matrix(chains: Sequence[Array]) -> Array:
-    """Symmetric TM-scores [c, c] of chains (Angstrom), ordered so that neighbours are alike."""
-    pairs = list(combinations(range(len(chains)), 2))
-    tm = np.eye(len(chains))
-    if pairs:
-        i, j = np.array(pairs).T
-        tm[i, j] = tm[j, i] = structural_tm([(chains[a] / NM, chains[b] / NM) for a, b in pairs]).numpy()
-    laplacian = np.diag(tm.sum(1)) - tm
-    order = np.argsort(np.linalg.eigh(laplacian)[1][:, min(1, len(tm) - 1)])
-    return tm[np.ix_(order, order)]
+def by_likeness(similarity: Array) -> Array:
+    """A similarity matrix [c, c] reordered so that neighbours are alike."""
+    laplacian = np.diag(similarity.sum(1)) - similarity
+    order = np.argsort(np.linalg.eigh(laplacian)[1][:, min(1, len(similarity) - 1)])
+    return similarity[np.ix_(order, order)]
 
 
 def _shade(ax: Any, value: Array, tint: str, extent: tuple[float, ...], aspect: str) -> None:

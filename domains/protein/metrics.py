@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,31 +46,26 @@ CHAIN_METRICS = (
 )
 
 
-def _extra(module: str) -> ExtraMetrics:
-    """`metrics(chains, seed)` of a module of this domain, imported when it is called."""
+def extra(name: str, *options: Any) -> ExtraMetrics:
+    """`module.function(chains, seed, *options)` of this domain by its name, imported when it is called."""
+    module, function = name.split(".")
 
     def measure(chains: Sequence[ArrayLike], seed: int) -> dict[str, Metric]:
-        return import_module(f"xdistill.domains.protein.{module}").metrics(chains, seed)
+        return getattr(import_module(f"xdistill.domains.protein.{module}"), function)(chains, seed, *options)
 
     return measure
-
-
-def _designability(chains: Sequence[ArrayLike], seed: int) -> dict[str, Metric]:
-    from xdistill.domains.protein import designability, folding
-
-    return designability.metrics(chains, folding.load_backend(), seed)
 
 
 #: Metrics that take longer than reading the coordinates: (chains [n, 3] in nm, seed) -> metrics, cheapest first.
 #: Each raises UsageError that says what to install when it needs something that is not there.
 EXTRA: Mapping[str, ExtraMetrics] = MappingProxyType(
     {
-        "dssp": _extra("dssp"),
-        "mpnn": _extra("mpnn"),
-        "classifier": _extra("distribution"),
-        "clusters": _extra("clusters"),
-        "novelty": _extra("novelty"),
-        "designability": _designability,
+        "dssp": extra("dssp.metrics"),
+        "mpnn": extra("mpnn.metrics"),
+        "classifier": extra("distribution.metrics"),
+        "clusters": extra("clusters.metrics"),
+        "novelty": extra("novelty.metrics"),
+        "designability": extra("designability.measure"),
     }
 )
 
@@ -153,10 +150,14 @@ def evaluate_chains(
     return {k: replace(m, better=BETTER.get(k, "none")) for k, m in metrics.items() if m.n > 0}
 
 
-def calibrate(seed: int = 0) -> dict[str, Metric]:
-    """What real chains score: `evaluate_chains` of the embedded test split, with the val split as reference."""
+@lru_cache(maxsize=2)
+def calibrate(seed: int = 0) -> Mapping[str, Metric]:
+    """What real chains score: `evaluate_chains` of the embedded test split, with the val split as reference.
+
+    Kept for the next call of this process: it takes seconds.
+    """
     test, val = ([c.coords(i) for i in range(len(c))] for c in map(load_embedded, ("test", "val")))
-    return evaluate_chains(test, val, seed)
+    return MappingProxyType(evaluate_chains(test, val, seed))
 
 
 def diversity(traces: Sequence[Array], rng: np.random.Generator, tm_chains: int = 64) -> Metric:

@@ -57,6 +57,17 @@ def test_evaluate(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Pa
     assert report["seed"] == 0
 
 
+def test_evaluate_takes_keys_of_the_domain(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path) -> None:
+    command = ("evaluate", "domain=toy", f"ckpt={finished}", "teacher=reference", "num=8", f"json={tmp_path / 'a.json'}")
+    shown = xdistill(*command, "domain.teacher_steps=5", "domain.radius=3")
+    assert shown.code == 0, shown.err
+    teacher, far = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert teacher["calls"] == 5
+    assert xdistill(*command, "domain.radius=1.5").code == 0
+    near = json.loads((tmp_path / "a.json").read_text())["rows"][1]
+    assert far["metrics"]["mmd2"]["value"] > 2 * near["metrics"]["mmd2"]["value"], "the run's domain changes too"
+
+
 def test_evaluate_teacher_samplers(xdistill: Callable[..., Outcome], tmp_path: Path) -> None:
     table, page = tmp_path / "table.json", tmp_path / "table.html"
     shown = xdistill(

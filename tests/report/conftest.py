@@ -9,7 +9,8 @@ import pytest
 
 from xdistill.domains.protein import ProteinDomain
 from xdistill.domains.protein.chains import load_embedded
-from xdistill.html_report import Row, write_html
+from xdistill.evaluation import Row
+from xdistill.html_report import write_html
 
 SOURCES = ("runs/<student> & co", "folder/of designs")
 
@@ -26,9 +27,10 @@ def rows(domain: ProteinDomain) -> list[Row]:
     short = [val.coords(int(i)) for i in np.argsort(val.lengths.tolist())[:6]]
     lost = np.full((40, 3), np.nan, np.float32)
     samples = {SOURCES[0]: short[:3], SOURCES[1]: [lost, *short[3:]]}
-    return [Row(name, len(x), domain.metrics(x), x, calls=8, seconds=0.5) for name, x in samples.items()]
+    return [Row(name, domain.metrics(x), x, calls=8, seconds=0.5) for name, x in samples.items()]
 
 
 @pytest.fixture(scope="session")
 def report(rows: list[Row], domain: ProteinDomain, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_html(tmp_path_factory.mktemp("report") / "new" / "report.html", "Title <b>", rows, domain)
+    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    return write_html(path, "Title <b>", rows, domain, domain.reference_metrics())

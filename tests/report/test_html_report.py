@@ -7,7 +7,6 @@ import re
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +17,8 @@ from xdistill.domains.protein import ProteinDomain, viewer
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.geometry import secondary_structure
 from xdistill.domains.toy import ToyDomain
-from xdistill.html_report import ASSETS, MODELS_EACH, VIEWER_SHA256, Row, write_html
+from xdistill.evaluation import Row
+from xdistill.html_report import ASSETS, MODELS_EACH, VIEWER_SHA256, write_html
 
 MODELS = re.compile(r'<script type="application/json" id="models">(.*?)</script>', re.S)
 
@@ -116,8 +116,8 @@ class Molecules(ToyDomain):
 
 def test_many_and_large_structures_keep_the_file_small(tmp_path: Path) -> None:
     metric = {"score": Metric(1, 0, 2, 50)}
-    rows = [Row(f"s{i}", 50, metric, [100] * 50) for i in range(2)] + [Row("large", 50, metric, [200_000] * 50)]
-    groups = models(write_html(tmp_path / "many.html", "many", rows, Molecules({})))
+    rows = [Row(f"s{i}", metric, [100] * 50) for i in range(2)] + [Row("large", metric, [200_000] * 50)]
+    groups = models(write_html(tmp_path / "many.html", "many", rows, Molecules({}), {}))
     assert [len(g["models"]) for g in groups[:2]] == [MODELS_EACH, MODELS_EACH]
     assert 0 < len(groups[2]["models"]) < 10
     assert (tmp_path / "many.html").stat().st_size < 5_000_000
@@ -126,17 +126,19 @@ def test_many_and_large_structures_keep_the_file_small(tmp_path: Path) -> None:
 def test_a_domain_without_structures_shows_its_drawings(tmp_path: Path) -> None:
     domain = ToyDomain({})
     samples = [np.random.default_rng(i).normal(size=(1, 2)).astype(np.float32) for i in range(64)]
-    row = SimpleNamespace(source="points", n=64, metrics=domain.metrics(samples), samples=samples)
-    page = write_html(tmp_path / "toy.html", "toy", [row], domain)
+    row = Row("points", domain.metrics(samples), samples)
+    page = write_html(tmp_path / "toy.html", "toy", [row], domain, {})
     assert "<h2>Samples</h2>" in body(page)
     assert body(page).count('<svg role="img"') == 12
     assert "3Dmol" not in page.read_text(encoding="utf-8")
 
 
-def test_rows_without_samples_are_a_table(tmp_path: Path) -> None:
-    row = SimpleNamespace(name="numbers only", metrics={"score": Metric(0.5, 0.4, 0.6, 9, "high")}, n=9)
-    page = body(write_html(tmp_path / "table.html", "table", [row], ProteinDomain({})))
+def test_samples_that_all_lack_coordinates_are_a_table(tmp_path: Path, domain: ProteinDomain) -> None:
+    lost = [np.full((40, 3), np.nan, np.float32)] * 3
+    rows, real = [Row("lost", domain.metrics(lost), lost)], {"score": Metric(0.5, 0.4, 0.6, 9, "high")}
+    page = body(write_html(tmp_path / "table.html", "table", rows, domain, real))
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["Quality"]
+    assert "0.5 [0.4, 0.6] n = 9" in re.sub(r"<[^>]+>", "", page)
 
 
 def test_the_viewer_is_the_published_one() -> None:

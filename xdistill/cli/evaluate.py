@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(args: Sequence[str]) -> int:
     """Measure every source, print the table, save it."""
-    pairs = split(args)
+    given, pairs = domain_options(split(args))
     cfg, request = read(EvaluateConfig, pairs, domain_class(pairs).request_keys)
     runs, folders = _paths(cfg.ckpt), _paths(cfg.dir)
     if not runs and not folders and not cfg.teacher:
@@ -29,17 +28,19 @@ def run(args: Sequence[str]) -> int:
     from xdistill.evaluation import as_json, measure_reference
     from xdistill.machine import hardware
     from xdistill.report import table
-    from xdistill.sections import build_domain
+    from xdistill.sections import build_domain, plain
 
     console = Console()
-    domain = build_domain(compose([f"domain={cfg.domain}"]))
+    config = compose([f"domain={cfg.domain}", *(f"domain.{key}={value}" for key, value in given.items())])
+    changes = {key: plain(config.domain)[key] for key in (path.partition(".")[0] for path in given)}
+    domain = build_domain(config)
     extras = choose_metrics(domain, cfg.metrics, console)
     samplers = choose_samplers(domain, cfg.teacher)
     for path in folders:
         if not path.is_dir():
             raise UsageError(f"no folder {path}: dir= takes folders of samples")
     rows = [_teacher(cfg, domain, name, sampler, request, extras, console) for name, sampler in samplers.items()]
-    rows += [_checkpoint(cfg, path, request, extras, console) for path in runs]
+    rows += [_checkpoint(cfg, path, changes, request, extras, console) for path in runs]
     rows += [_folder(cfg, domain, path, request, extras, console) for path in folders]
     with console.status("measuring real data"):
         real = measure_reference(domain, cfg.num, cfg.seed, extras)
@@ -50,8 +51,15 @@ def run(args: Sequence[str]) -> int:
     if cfg.html:
         from xdistill.html_report import write_html
 
-        print(f"report {write_html(Path(cfg.html), f'{domain.name}: evaluation', rows, domain)}")
+        print(f"report {write_html(Path(cfg.html), f'{domain.name}: evaluation', rows, domain, real)}")
     return 0
+
+
+def domain_options(pairs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Keys `domain.KEY` without their prefix, and the other pairs."""
+    own = {key: value for key, value in pairs.items() if key.startswith("domain.")}
+    others = {key: value for key, value in pairs.items() if key not in own}
+    return {key.removeprefix("domain."): value for key, value in own.items()}, others
 
 
 def choose_metrics(domain: Domain, text: str, console: Console) -> list[str]:
@@ -122,12 +130,18 @@ def _measured(
 
 
 def _checkpoint(
-    cfg: EvaluateConfig, path: Path, request: Mapping[str, Any], extras: Sequence[str], console: Console
+    cfg: EvaluateConfig,
+    path: Path,
+    changes: Mapping[str, Any],
+    request: Mapping[str, Any],
+    extras: Sequence[str],
+    console: Console,
 ) -> Row:
-    from xdistill.cli.student import device, load, options
+    from xdistill.cli.student import device, options
     from xdistill.evaluation import Row, draw, student_sampler
+    from xdistill.student import load_student
 
-    loaded = load(replace(cfg, ckpt=str(path)))
+    loaded = load_student(path, cfg.domain, options=changes)
     sampler = student_sampler(loaded.objective, **options(loaded, cfg.steps, cfg.noise_scale))
     with console.status(f"sampling {path}"):
         drawn = draw(

@@ -56,6 +56,7 @@ ABOUT = {
             "xdistill evaluate domain=toy ckpt=runs/toy_sid,runs/toy_dmd json=compare.json",
             "xdistill evaluate domain=protein dir=my_structures,samples metrics=mpnn,novelty html=report.html",
             "xdistill evaluate domain=protein ckpt=runs/protein_sid teacher=reference,ode teacher_steps=16 metrics=full",
+            "xdistill evaluate domain=protein dir=samples metrics=designability domain.esmfold=weights/esmfold",
         ),
     ),
     "bench": (
@@ -165,6 +166,8 @@ def _schema_keys(schema: type[Any], args: Sequence[str]) -> str:
     lines = ["keys (key=value)"]
     for f in fields(schema):
         lines.append(_key(f.name, "required" if f.default is MISSING else f.default, docs[f.name]))
+    if meaning := docs.get("domain.KEY"):
+        lines.append(_key("domain.KEY", None, meaning))
     if (pairs := split([a for a in args if "=" in a])).get("domain"):
         domain = domain_class(pairs)
         keys = domain.file_keys if schema is config.ExtractConfig else domain.request_keys
