@@ -31,9 +31,7 @@ class Panel:
     html: str
 
 
-def write_html(
-    path: Path, title: str, rows: Sequence[Row], domain: Domain, real: Mapping[str, Metric]
-) -> Path:
+def write_html(path: Path, title: str, rows: Sequence[Row], domain: Domain, real: Mapping[str, Metric]) -> Path:
     """Write the report of `rows` to `path`, atomically; it opens in a browser without a network.
 
     Every number stands with its n and its interval; what real data scores comes last. A domain adds plots

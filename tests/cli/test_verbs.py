@@ -58,7 +58,7 @@ def test_evaluate(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Pa
 
 
 def test_evaluate_takes_keys_of_the_domain(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path) -> None:
-    command = ("evaluate", "domain=toy", f"ckpt={finished}", "teacher=reference", "num=8", f"json={tmp_path / 'a.json'}")
+    command = ("evaluate", "domain=toy", f"ckpt={finished}", "teacher=reference", "num=8", f"json={tmp_path}/a.json")
     shown = xdistill(*command, "domain.teacher_steps=5", "domain.radius=3")
     assert shown.code == 0, shown.err
     teacher, far = json.loads((tmp_path / "a.json").read_text())["rows"]

@@ -55,7 +55,7 @@ ABOUT = {
             "xdistill evaluate domain=protein ckpt=runs/protein_sid num=100",
             "xdistill evaluate domain=toy ckpt=runs/toy_sid,runs/toy_dmd json=compare.json",
             "xdistill evaluate domain=protein dir=my_structures,samples metrics=mpnn,novelty html=report.html",
-            "xdistill evaluate domain=protein ckpt=runs/protein_sid teacher=reference,ode teacher_steps=16 metrics=full",
+            "xdistill evaluate domain=protein ckpt=runs/student teacher=reference,ode teacher_steps=16 metrics=full",
             "xdistill evaluate domain=protein dir=samples metrics=designability domain.esmfold=weights/esmfold",
         ),
     ),

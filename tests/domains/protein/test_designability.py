@@ -192,9 +192,7 @@ def test_designability_end_to_end(tiny: Path) -> None:
     assert found == metrics(chains, ESMFold(tiny), seed=3)
 
 
-def test_designability_from_the_command_line(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_designability_from_the_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         mpnn.weights_path()
     except UsageError as e:
