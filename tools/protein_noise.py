@@ -24,7 +24,7 @@ from xdistill.evaluation import draw, student_sampler
 from xdistill.machine import hardware
 from xdistill.student import load_student
 
-SCALES = (0.3, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0)
+SCALES = (0.3, 0.45, 0.6, 0.8, 1.0)
 SHOWN = ("mpnn_entropy", "score", "valid", "no_clash", "handedness", "helix", "strand", "pairwise_tm")
 
 
