@@ -73,7 +73,7 @@ class Novelty:
     """Chains unlike every chain of the embedded set of real proteins.
 
     max_tm: most TM-score to the nearest one, normalised by the design's length. top: real chains that each design is
-    aligned to, those of nearest shape descriptors.
+    aligned to, see `novelty.max_tm`.
     """
 
     max_tm: float = 0.9

@@ -66,6 +66,7 @@ class EdgeFeatures(nn.Module):
         own = torch.arange(neighbour.shape[1], device=neighbour.device)[:, None]
         offset = (own - neighbour).clamp(-FAR, FAR) + FAR
         linear = self.embeddings["linear"]
+        assert isinstance(linear, nn.Linear)
         return F.embedding(offset, linear.weight.T) + linear.bias
 
     def _distances(self, x: Tensor, graph: Graph) -> list[Tensor]:
@@ -175,6 +176,7 @@ class CaMPNN(nn.Module):
         encoded, e, graph = self.encode(x, mask)
         h, count = encoded, graph.near.sum(-1, keepdim=True)
         for layer in self.decoder_layers:
+            assert isinstance(layer, Layer)
             own, edge, _, other = layer.parts()
             a = F.linear(e, edge)
             a += F.linear(h, own, layer.W1.bias)[:, :, None]

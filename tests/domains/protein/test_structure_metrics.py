@@ -9,7 +9,7 @@ import torch
 
 from xdistill import rng
 from xdistill.domains.protein import clusters, novelty
-from xdistill.domains.protein.alignment import best_alignment, structural_tm
+from xdistill.domains.protein.alignment import best_alignment, likeness, structural_tm
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.data import random_rotations
 from xdistill.domains.protein.dssp import dssp, hydrogen_bonds
@@ -91,12 +91,23 @@ def test_greedy_clusters_do_not_chain() -> None:
 def test_a_known_chain_is_not_novel() -> None:
     reference = load_embedded("train").select(range(0, 400, 2))
     inside, longer = moved(reference.coords(7), "known"), moved(reference.coords(11)[5:-5], "part")
-    assert novelty.max_tm([inside, longer], reference, top=5) == pytest.approx([1, 1], abs=0.01)
     walk = np.cumsum(0.22 * np.random.default_rng(0).normal(size=(80, 3)), axis=0)
+    best = novelty.max_tm([inside, longer, walk], reference, top=5)
+    assert best[:2] == pytest.approx([1, 1], abs=0.01)
+    assert best[2] < 0.4
+    assert novelty.max_tm([walk], reference, top=5)[0] == best[2], "the batch does not matter"
     found = novelty.metrics([inside, walk], reference=reference)["novelty"]
     assert found.n == 2
     assert found.low < found.value < found.high
-    assert novelty.max_tm([walk], reference, top=5)[0] < 0.4
+
+
+def test_likeness_ranks_a_partner_that_shares_a_part() -> None:
+    query, others = chain(632), [chain(i) for i in (1, 300, 900, 1962, 4244)]
+    partner = np.concatenate([others[0][:40], moved(query[:-20], "likeness")])
+    scores = likeness([(query, y) for y in (partner, *others)], [len(query)] * 6).numpy()
+    assert scores.argmax() == 0
+    turned = likeness([(moved(query, "turn"), partner)], [len(query)])
+    assert turned.item() == pytest.approx(scores[0], abs=1e-3)
 
 
 def test_dssp_of_deposited_backbones() -> None:
