@@ -4,8 +4,9 @@
     python tools/protein_noise.py --ckpt runs/protein_sid --calls 8
 
 `noise_scale` multiplies the fresh noise of every step at inference only (protein spec 2.4). MPNN confidence and
-geometric validity stand in for designability, the mean pairwise TM-score for diversity. The default is the scale with
-the best product of valid chains and diversity (1 - TM), averaged over the numbers of calls.
+geometric validity stand in for designability, the mean pairwise TM-score for diversity. Merit is the product of valid
+chains and diversity (1 - TM), summed over the numbers of calls; the default is the largest scale within 10 % of the
+best merit: among equals the more diverse.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ def value(row: dict[str, Any], name: str) -> float:
 
 
 def default_scale(rows: list[dict[str, Any]]) -> float:
-    """The scale with the best valid x (1 - TM), summed over the numbers of calls."""
+    """The largest scale whose merit, valid x (1 - TM) summed over the numbers of calls, is within 10 % of the best."""
     merit = {s: 0.0 for s in SCALES}
     for row in rows:
         merit[row["noise_scale"]] += value(row, "valid") * (1 - value(row, "pairwise_tm"))
-    return max(merit, key=lambda s: merit[s])
+    return max(s for s in SCALES if merit[s] >= 0.9 * max(merit.values()))
 
 
 def figure(rows: list[dict[str, Any]], chosen: float, out: Path) -> None:

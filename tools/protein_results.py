@@ -88,9 +88,11 @@ def teacher_rows() -> dict[str, dict[str, Any]]:
     for noise in NOISE:
         domain = _domain(noise)
         for name, sampler in domain.teacher_samplers().items():
-            kind = name.split(",")[0] if "noise" in name else name
+            kind, _, scale = name.partition(", noise ")
+            if noise != NOISE[0] and scale != f"{noise}":
+                continue  # neither depends on the noise scale, nor is it the reference at another than its own
             for k in (400,) if kind == "reference" else CALLS:
-                row = measure(domain, domain.teacher(), teacher_sampler(sampler, k), noise)
+                row = measure(domain, domain.teacher(), teacher_sampler(sampler, k), float(scale or noise))
                 key = f"teacher: {kind}/-/{k}"
                 if key not in rows or row["metrics"]["score"]["value"] > rows[key]["metrics"]["score"]["value"]:
                     rows[key] = row

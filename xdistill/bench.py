@@ -20,7 +20,7 @@ from xdistill.objectives import Objective
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows share. batch: samples drawn at once when timing. repeats: timed draws, after one not counted.
+    """What all rows share. batch: samples drawn at once when timing. repeats: timed draws, when warm.
     num: samples whose quality is measured, 0 is none.
     """
 
@@ -35,7 +35,7 @@ class Setting:
 
 @torch.no_grad()
 def cost(domain: Domain, network: nn.Module, sampler: Draw, s: Setting) -> dict[str, Any]:
-    """Seconds (median, and all repetitions) and network calls a sample."""
+    """Seconds (median, and all repetitions) and network calls a sample; the first draw counts only after others."""
     indices = range(s.batch)
     batch, model = domain.plan(indices, s.seed, **s.request).to(s.device), CallCounter(network.eval().to(s.device))
     with autocast(s.precision, s.device):
@@ -46,13 +46,14 @@ def cost(domain: Domain, network: nn.Module, sampler: Draw, s: Setting) -> dict[
 
 def _timed(run: Callable[[], Any], model: CallCounter, s: Setting) -> tuple[list[float], int]:
     seconds, before = [], 0
-    for _ in range(s.repeats + 1):
+    cold = s.num == 0  # else the samples whose quality was measured have warmed it up
+    for _ in range(s.repeats + cold):
         before, began = model.calls, time.perf_counter()
         run()
         if s.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() - began) / s.batch)
-    return seconds[1:], model.calls - before
+    return seconds[cold:], model.calls - before
 
 
 def quality(domain: Domain, network: nn.Module, sampler: Draw, s: Setting) -> tuple[dict[str, Metric], list[str]]:
@@ -82,8 +83,8 @@ def compare(domain: Domain, samplers: Mapping[str, tuple[nn.Module, Draw]], s: S
     rows: dict[str, Any] = {}
     reference: dict[str, Metric] = {}
     for name, (network, sampler) in samplers.items():
-        rows[name] = cost(domain, network, sampler, s)
         found, missing = quality(domain, network, sampler, s) if s.num else ({}, [])
+        rows[name] = cost(domain, network, sampler, s)
         rows[name]["quality"] = {k: asdict(m) for k, m in found.items()}
         rows[name]["not_measured"] = missing
         if not reference and len(rows) == 1:

@@ -217,7 +217,7 @@ class EvaluateConfig:
 @dataclass
 class BenchConfig:
     """domain: the modality. ckpt: the student (none: the domain's shipped one). json: where to save the numbers.
-    batch: samples drawn at once when timing. repeats: timed repetitions, after one that is not counted. num: samples
+    batch: samples drawn at once when timing. repeats: timed repetitions, when warm. num: samples
     of each row whose quality is compared (0: cost only). steps: network calls of the student, separated by commas
     (none: as trained, the two largest of several). teacher_steps: of the teacher (0: as its reference sampler is
     published). noise_scale: of the student's sampler (none: as configured). threads: CPU threads (0: leave to torch).
@@ -227,8 +227,8 @@ class BenchConfig:
     domain: str
     ckpt: str | None = None
     json: str | None = None
-    batch: int = 32
-    repeats: int = 3
+    batch: int = 16
+    repeats: int = 2
     num: int = 32
     steps: str = ""
     teacher_steps: int = 0
