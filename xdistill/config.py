@@ -153,6 +153,8 @@ class GenerateConfig:
     it, e.g. 0.5 (none: any). engine: local, also as ranks of torchrun or Slurm,
     or ray. workers: processes, or actors of Ray (0: one a GPU, or one a core). threads: CPU threads of each; another
     number rounds differently. ray_address: of a Ray cluster to join, also written ray.address (none: start one here).
+    precision: of the network, fp32 or bf16 (none: as in the run). compile: true compiles the network first (minutes in
+    every process), which pays for many designs; it needs a compiler, and rounds differently.
     """
 
     domain: str
@@ -173,6 +175,8 @@ class GenerateConfig:
     workers: int = 0
     threads: int = 1
     ray_address: str | None = None
+    precision: str | None = None
+    compile: bool = False
 
 
 @dataclass
@@ -221,7 +225,7 @@ class BenchConfig:
     of each row whose quality is compared (0: cost only). steps: network calls of the student, separated by commas
     (none: as trained, the two largest of several). teacher_steps: of the teacher (0: as its reference sampler is
     published). noise_scale: of the student's sampler (none: as configured). threads: CPU threads (0: leave to torch).
-    seed: of the requests and noise.
+    seed: of the requests and noise. precision, compile: as in generate, for teacher and student.
     """
 
     domain: str
@@ -235,6 +239,8 @@ class BenchConfig:
     noise_scale: float | None = None
     threads: int = 0
     seed: int = 0
+    precision: str | None = None
+    compile: bool = False
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

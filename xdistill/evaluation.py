@@ -17,6 +17,8 @@ from xdistill.domain import Domain, Metric, TeacherSampler
 from xdistill.models import Batch
 from xdistill.objectives import Objective
 
+PRECISIONS = ("fp32", "bf16")
+
 
 class Draw(Protocol):
     """A sampler with its model bound: batch and generators -> states."""
@@ -96,8 +98,18 @@ def measure_reference(domain: Domain, num: int, seed: int = 0, extras: Sequence[
 
 
 def read_samples(domain: Domain, folder: Path) -> list[Any]:
-    """Decoded samples of a folder: packed shards of `generate` in index order, else files in the domain's formats."""
-    from xdistill.generation.shards import read_shard, shard_name
+    """Decoded samples of a folder: those in the manifest of `generate`, in index order and without its shortlist, else
+    of packed shards in index order, else of files in the domain's formats.
+    """
+    from xdistill.generation import manifest
+    from xdistill.generation.folder import MANIFEST
+    from xdistill.generation.shards import Designs, read_shard, shard_name
+
+    if (folder / MANIFEST).is_file():
+        rows = manifest.read(folder / MANIFEST)
+        named = zip(rows["index"].to_pylist(), rows["file"].to_pylist(), strict=True)
+        files = {index: folder / file for index, file in named if file is not None}
+        return list(Designs(domain, files).among(sorted(files)).values())
 
     pattern = shard_name(domain, 0).replace("000000", "*") if domain.packed_suffix else ""
     shards = sorted(folder.rglob(pattern)) if pattern else []

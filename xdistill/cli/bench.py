@@ -12,6 +12,7 @@ from rich.table import Table
 
 from xdistill.cli.keys import domain_class, read, split
 from xdistill.config import BenchConfig
+from xdistill.errors import UsageError
 
 
 def run(args: Sequence[str]) -> int:
@@ -19,22 +20,31 @@ def run(args: Sequence[str]) -> int:
     pairs = split(args)
     cfg, request = read(BenchConfig, pairs, domain_class(pairs).request_keys)
     import torch
+    from torch import nn
 
     from xdistill import bench
     from xdistill.cli.student import device, load, options
-    from xdistill.evaluation import student_sampler, teacher_sampler
+    from xdistill.compiled import Compiled
+    from xdistill.evaluation import PRECISIONS, student_sampler, teacher_sampler
     from xdistill.machine import hardware
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     loaded = load(cfg)
-    domain, precision = loaded.domain, loaded.config["precision"]
+    domain, precision = loaded.domain, cfg.precision or loaded.config["precision"]
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision={precision}: expected {' or '.join(PRECISIONS)}")
+
+    def prepared(network: nn.Module) -> nn.Module:
+        return Compiled(network.eval().to(device()), device()) if cfg.compile else network
+
     setting = bench.Setting(cfg.batch, cfg.repeats, cfg.num, cfg.seed, precision, device(), request)
     reference = teacher_sampler(domain.teacher_samplers()["reference"], cfg.teacher_steps or None)
-    samplers = {"teacher": (domain.teacher(), reference)}
+    samplers = {"teacher": (prepared(domain.teacher()), reference)}
+    student = prepared(loaded.model)
     for steps in bench.calls_of(cfg.steps, loaded.objective):
         name = f"student, {steps} calls" if steps else "student"
-        samplers[name] = (loaded.model, student_sampler(loaded.objective, **options(loaded, steps, cfg.noise_scale)))
+        samplers[name] = (student, student_sampler(loaded.objective, **options(loaded, steps, cfg.noise_scale)))
     rows = bench.compare(domain, samplers, setting)
     report: dict[str, Any] = {
         "domain": domain.name,
@@ -45,6 +55,7 @@ def run(args: Sequence[str]) -> int:
         "num": cfg.num,
         "seed": cfg.seed,
         "precision": precision,
+        "compiled": cfg.compile,
         "rows": rows,
     }
     for name, row in list(rows.items())[1:]:

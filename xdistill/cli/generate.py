@@ -29,11 +29,20 @@ def run(args: Sequence[str]) -> int:
 
     judged, pairs = filter_options(split(args))
     cfg, request = read(GenerateConfig, pairs, domain_class(pairs).request_keys)
+    from xdistill.compiled import check_compiler
     from xdistill.generation import generate
 
     work, job = engine(cfg), _job(cfg, request, judged)
+    if cfg.compile and cfg.engine == "local":
+        check_compiler(work.devices[0])
     choice = _choice(cfg, job)
-    columns = (TextColumn("generate"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     progress = Progress(*columns, console=Console(stderr=True))
     task, began = progress.add_task("generate", total=-(-cfg.num // work.rank.world)), time.monotonic()
 
@@ -42,7 +51,7 @@ def run(args: Sequence[str]) -> int:
         progress.update(task, completed=done)
 
     try:
-        outcome = generate(job, Path(cfg.out), work, show, partial(_shortlist, job, choice))
+        outcome = generate(job, Path(cfg.out), work, show, partial(_shortlist, job, choice, progress))
     finally:
         progress.stop()
     _report(job, work, outcome, time.monotonic() - began)
@@ -85,6 +94,8 @@ def _job(cfg: GenerateConfig, request: dict[str, Any], judged: dict[str, str]) -
         request,
         funnel.names,
         funnel.description,
+        cfg.precision or "",
+        cfg.compile,
     )
 
 
@@ -103,13 +114,19 @@ def _choice(cfg: GenerateConfig, job: Job) -> Choice | None:
     return choice
 
 
-def _shortlist(job: Job, choice: Choice | None, folder: DesignFolder) -> None:
+def _shortlist(job: Job, choice: Choice | None, progress: Progress, folder: DesignFolder) -> None:
     from xdistill.generation.shards import PACKED
     from xdistill.generation.shortlist import shortlist
 
-    if choice is not None:
-        format = None if job.file_format == PACKED else job.file_format
-        print(shortlist(folder.path, folder.rows(), job.loaded.domain, choice, format).line(choice))
+    if choice is None:
+        return
+    task = progress.add_task("shortlist", total=choice.keep)
+
+    def show(examined: int, kept: int) -> None:
+        progress.update(task, completed=kept, description=f"shortlist ({examined} examined)")
+
+    format = None if job.file_format == PACKED else job.file_format
+    print(shortlist(folder.path, folder.rows(), job.domain, choice, format, show).line(choice))
 
 
 def _report(job: Job, work: Engine, outcome: Outcome, seconds: float) -> None:

@@ -14,6 +14,7 @@ KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
     int: ("an integer", int),
     float: ("a number", float),
     str: ("a text", str),
+    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
 }
 POSITIVE = ("num", "batch", "repeats", "threads")
 NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "seed", "shard", "keep", "workers")
@@ -64,9 +65,9 @@ def _typed(schema: type[Any], key: str, text: str, hint: Any) -> Any:
     what, convert = KINDS[options[0]]
     try:
         value = convert(text)
-    except ValueError:
+    except (ValueError, KeyError):
         default = next(f.default for f in fields(schema) if f.name == key)
-        example = "" if default in (None, MISSING) else f", e.g. {key}={default}"
+        example = "" if default in (None, MISSING, False) else f", e.g. {key}={default}"
         raise UsageError(f"{key}={text}: expected {what}{example}") from None
     if key in POSITIVE and value < 1:
         raise UsageError(f"{key}={text}: expected at least 1")

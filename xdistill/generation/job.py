@@ -10,6 +10,7 @@ from typing import Any
 from xdistill import __version__, registry
 from xdistill.domain import Domain
 from xdistill.errors import UsageError
+from xdistill.evaluation import PRECISIONS
 from xdistill.generation.filters import Funnel
 from xdistill.generation.plan import WorkPlan, design_sizes
 from xdistill.generation.shards import PACKED, shard_name
@@ -25,7 +26,8 @@ class Job:
 
     options: of the objective's sampler (steps, noise_scale). request: of the domain's `plan` (lengths, labels).
     shard: designs a shard, 0: `SHARD`, and one batch for requests that fit one. threads: CPU threads of a process;
-    part of the identity because matrix products split over threads round differently.
+    part of the identity because matrix products split over threads round differently. precision: fp32 or bf16, empty:
+    as the run's. compile: see `Compiled`.
 
     Raises UsageError for a format, a filter or an option that the domain or the student's sampler does not know.
     """
@@ -41,9 +43,13 @@ class Job:
     request: Mapping[str, Any] = field(default_factory=dict)
     filters: Sequence[str] = ()
     filter_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    precision: str = ""
+    compile: bool = False
 
     def __post_init__(self) -> None:
         domain = self.domain
+        if self.network_precision not in PRECISIONS:
+            raise UsageError(f"precision={self.precision}: expected {' or '.join(PRECISIONS)}")
         known = [*domain.formats, *([PACKED] if domain.packed_suffix else [])]
         if self.file_format not in known:
             raise UsageError(f"unknown format '{self.file_format}'{registry.nearest(self.file_format, known)}")
@@ -52,6 +58,11 @@ class Job:
     def domain(self) -> Domain:
         """The student's domain, set for the files of the request."""
         return self.loaded.domain.for_request(**self.request)
+
+    @property
+    def network_precision(self) -> str:
+        """`precision`, or that of the run."""
+        return self.precision or self.loaded.config["precision"]
 
     @property
     def file_format(self) -> str:
@@ -80,6 +91,7 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What designs and manifest depend on, as plain JSON values; engine and workers are not in it."""
+        own_precision = self.loaded.config["precision"]
         return {
             "domain": self.loaded.domain.name,
             "checkpoint": weights_hash(self.loaded.manifest),
@@ -89,6 +101,8 @@ class Job:
             "shard": self.shard_size,
             "threads": self.threads,
             "format": self.file_format,
+            **({} if self.network_precision == own_precision else {"precision": self.precision}),
+            **({"compile": True} if self.compile else {}),
             **self.options,
             **self.request,
             "filters": self.funnel.description,

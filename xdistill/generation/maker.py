@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from xdistill import registry, rng
+from xdistill.compiled import Compiled
 from xdistill.errors import UsageError, XDistillError
 from xdistill.evaluation import CallCounter, autocast
 from xdistill.generation.job import Job
@@ -55,7 +56,8 @@ class Artist:
 
     def __init__(self, job: Job, device: torch.device | str = "cpu") -> None:
         self.job, self.device = job, device
-        self.model = CallCounter(job.loaded.model.eval().to(device))
+        model = job.loaded.model.eval().to(device)
+        self.model = CallCounter(Compiled(model, device) if job.compile else model)
 
     def close(self) -> None:
         """Leave the student as it was found."""
@@ -81,7 +83,7 @@ class Artist:
         job, loaded = self.job, self.job.loaded
         rows = [*indices, *[indices[-1]] * (LEAST_ROWS - len(indices))]
         plan = loaded.domain.plan(rows, job.seed, **job.request).to(self.device)
-        with autocast(loaded.config["precision"], self.device):
+        with autocast(job.network_precision, self.device):
             state = registry.call(
                 loaded.objective.sample,
                 job.options,
