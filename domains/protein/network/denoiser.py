@@ -19,6 +19,7 @@ from xdistill.domains.protein.network.blocks import (
     SwiGLU,
     TransformerLayer,
     attention_bias,
+    bias_weights,
     compute_dtype,
     full_precision,
     normalise,
@@ -26,6 +27,7 @@ from xdistill.domains.protein.network.blocks import (
 from xdistill.domains.protein.network.config import ProteinaConfig
 from xdistill.domains.protein.network.features import Inputs, PairFactory, SequenceFactory, time_embedding
 from xdistill.domains.protein.network.pair import PairUpdate
+from xdistill.domains.protein.network.tables import ROWS, TableCache, differentiable, gather
 from xdistill.domains.protein.network.vectors import VectorUpdate
 
 
@@ -62,7 +64,7 @@ class Proteina(nn.Module):
     def __init__(self, config: ProteinaConfig, num_classes: Sequence[int] = (5, 43, 1336)) -> None:
         super().__init__()
         self.config, self.num_classes = config, tuple(num_classes)
-        self.activation_checkpointing, self.tabulated = False, True
+        self.activation_checkpointing, self.tabulated, self._tables = False, True, TableCache()
         dim, pair_dim, cond_dim = config.token_dim, config.pair_repr_dim, config.dim_cond
         if config.num_registers:
             self.registers = nn.Parameter(torch.randn(config.num_registers, dim) / 20)
@@ -198,21 +200,27 @@ class Proteina(nn.Module):
             return []
         b, n = mask.shape
         layers = list(self.transformer_layers)[first : None if first else cfg.refine_after or None]
-        with full_precision(mask):
-            found = self.pair_repr_builder.init_repr_factory.table(inputs, max_rows=b * n * n)
-            if found is None:
-                return []
-            rows, index = found
-            # Two more rows: z = 0 (pairs with a register), and masked keys.
-            bias = attention_bias(F.pad(rows, (0, 0, 0, 1)), layers)
+        factory = self.pair_repr_builder.init_repr_factory
+        weights = [*factory.parameters(), *bias_weights(layers)]
+        derived = differentiable(weights)
+        names = factory.tabular(inputs, max_rows=b * n * n if derived else ROWS)
+        if not names:
+            return []
         # Gradients of many pairs meet in one row: float32; without them half the memory traffic counts more.
-        dtype = torch.float32 if torch.is_grad_enabled() else compute_dtype(bias)
-        bias = F.pad(bias.to(dtype), (0, 1), value=torch.finfo(dtype).min)
-        r = cfg.num_registers
-        index = F.pad(index.expand(b, -1, -1), (r, 0, r, 0), value=len(rows))
-        index = index.masked_fill(~mask.unsqueeze(1), len(rows) + 1)
-        # Rows of the transposed table: its gradient is an index_add, 6 times faster than that of an embedding.
-        return list(bias.index_select(1, index.flatten()).view(len(layers), cfg.nheads, b, n, n))
+        dtype = torch.float32 if derived else compute_dtype(weights[0])
+
+        def build() -> Tensor:
+            # Two more rows: z = 0 (pairs with a register), and masked keys.
+            bias = attention_bias(F.pad(factory.rows(names), (0, 0, 0, 1)), layers)
+            return F.pad(bias.to(dtype), (0, 1), value=torch.finfo(dtype).min)
+
+        with full_precision(mask):
+            table = build() if derived else self._tables.get((first, names, dtype), weights, build)
+            index = factory.index(names, inputs)
+        r, last = cfg.num_registers, table.shape[1] - 1
+        index = F.pad(index.expand(b, -1, -1), (r, 0, r, 0), value=last - 1)
+        index = index.masked_fill(~mask.unsqueeze(1), last)
+        return list(gather(table, index.flatten()).view(len(layers), cfg.nheads, b, n, n))
 
     def _run(self, module: nn.Module, *args: Tensor | Conditioning | None) -> Any:
         if self.activation_checkpointing and torch.is_grad_enabled():

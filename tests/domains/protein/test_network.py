@@ -1,5 +1,6 @@
 """The Proteina network: recorded parity, invariances, every switch of the family, fast paths against slow ones."""
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -9,7 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xdistill.domains.protein.network import Proteina, ProteinaConfig, straightforward
-from xdistill.domains.protein.network.features import Inputs, PairFactory, distance_bins, separation_bins
+from xdistill.domains.protein.network.features import (
+    Inputs,
+    PairFactory,
+    distance_bins,
+    equidistant_bins,
+    separation_bins,
+)
 from xdistill.domains.protein.parity import replay_denoisers
 from xdistill.errors import XDistillError
 
@@ -227,11 +234,10 @@ def test_table_of_biases_equals_the_pairwise_form(with_x_sc, monkeypatch):
     if not with_x_sc:
         inputs.pop("x_sc")
     used = []
-    original = PairFactory.table
-    monkeypatch.setattr(PairFactory, "table", lambda *a, **k: used.append(original(*a, **k)) or used[-1])
+    original = PairFactory.rows
+    monkeypatch.setattr(PairFactory, "rows", lambda *a, **k: used.append(original(*a, **k)) or used[-1])
     out, grads = gradients(net, inputs)
-    assert used[0] is not None
-    assert len(used[0][0]) == 63 * (5 if with_x_sc else 1)
+    assert len(used[0]) == 63 * (5 if with_x_sc else 1)
     with straightforward(net):
         slow, slow_grads = gradients(net, inputs)
     assert len(used) == 1
@@ -379,3 +385,66 @@ def test_number_of_steps_conditions_the_student():
     ).abs().max() > 1e-3
     fresh = Proteina(ProteinaConfig.from_dict({**BASE, "step_conditioning": True}), CLASSES)
     assert torch.equal(fresh(**inputs, steps=told[8.0])["coors_pred"], fresh(**inputs)["coors_pred"])
+
+
+@pytest.mark.parametrize(("low", "high", "bins"), [(0.1, 3.3, 128), (-62.5, 62.5, 127), (0.0, 1.0, 3), (0.0, 1.0, 2)])
+def test_equidistant_bins_are_those_of_bucketize(low, high, bins):
+    edges, generator = torch.linspace(low, high, bins - 1), torch.Generator().manual_seed(0)
+    between = low + (high - low) * (1.4 * torch.rand(20_000, generator=generator) - 0.2)
+    beside = [edges, torch.nextafter(edges, edges + 1), torch.nextafter(edges, edges - 1)]
+    values = torch.cat([between, *beside, torch.tensor([torch.inf, -torch.inf, torch.nan, 1e30])])
+    assert torch.equal(equidistant_bins(values, low, high, bins), torch.bucketize(values, edges))
+
+
+def _optimizer_step(net: Proteina) -> None:
+    weights = [net.pair_repr_builder.init_repr_factory.ln_out.bias, net.transformer_layers[0].mhba.mha.to_bias.weight]
+    for w in weights:
+        w.grad = torch.ones_like(w)
+    torch.optim.SGD(weights, lr=0.3).step()
+
+
+def _flat_buffer(net: Proteina) -> None:
+    """As DeepSpeed does it: neither the parameter's version nor its address change."""
+    weight = net.transformer_layers[3].mhba.mha.pair_norm.weight
+    before = weight._version
+    weight.data.add_(torch.linspace(-2, 2, len(weight)))
+    assert weight._version == before
+
+
+def _load(net: Proteina) -> None:
+    net.load_state_dict({k: v + 0.1 if "pair" in k or "to_bias" in k else v for k, v in net.state_dict().items()})
+
+
+def _round_trip(net: Proteina) -> None:
+    net.to(torch.bfloat16).to(torch.float32)
+
+
+@pytest.mark.parametrize("change", [_optimizer_step, _flat_buffer, _load, _round_trip])
+def test_kept_tables_follow_the_weights(change):
+    net, inputs = make(**VECTORS), batch([9, 6], 9)
+    with torch.no_grad():
+        old = net(**inputs)["coors_pred"]
+        assert torch.equal(net(**inputs)["coors_pred"], old)
+        assert len(net._tables._entries) == 2
+        change(net)
+        new = net(**inputs)["coors_pred"]
+        fresh = copy.deepcopy(net)
+        assert not fresh._tables._entries
+        assert torch.equal(new, fresh(**inputs)["coors_pred"])
+        assert (new - old).abs().max() > 1e-4
+
+
+def test_a_frozen_network_reads_the_kept_tables(monkeypatch):
+    """As the teacher that SiD differentiates through; one that trains makes its table at every call."""
+    made, original = [], PairFactory.rows
+    monkeypatch.setattr(PairFactory, "rows", lambda *a: made.append(1) or original(*a))
+    net, inputs = make(**VECTORS, seq_sep_dim=9, xt_pair_dist_dim=7), batch([20, 13], 20)
+    inputs["x_t"].requires_grad_()
+    trained = torch.autograd.grad(net(**inputs)["coors_pred"].square().sum(), inputs["x_t"])[0]
+    net(**inputs)
+    assert len(made) == 4
+    net.requires_grad_(False)
+    for _ in range(2):
+        frozen = torch.autograd.grad(net(**inputs)["coors_pred"].square().sum(), inputs["x_t"])[0]
+    assert len(made) == 6
+    torch.testing.assert_close(frozen, trained)
