@@ -42,7 +42,8 @@ class GearNetConfig:
     `max_neighbours` of a residue, the first in sequence), one for the `nearest` neighbours if any. Spatial edges join
     residues at least `separation` apart in sequence.
     geometry: `official` (residue index; distance, offset and an angle about the centroid whose sign follows the z axis:
-    features depend on the pose, and are the same for a chain and its inversion, so that they are blind to handedness) or `oriented` (virtual angles and dihedrals, directions in local frames:
+    features depend on the pose, and are the same for a chain and its inversion, so that they are blind to
+    handedness) or `oriented` (virtual angles and dihedrals, directions in local frames:
     invariant to motions, and different for mirror images). readout: `sum` or `mean` over residues.
     heads: classes by level.
     """
