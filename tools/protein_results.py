@@ -2,7 +2,7 @@
 
     python tools/protein_results.py                                  # whatever docs/protein_table.json lacks
     python tools/protein_results.py --method sid_a1 --seed 0         # the rows of one student
-    python tools/protein_results.py --method sid_a1 --seed 0 --check # make them again, compare with the recorded ones
+    python tools/protein_results.py --method sid_a1 --seed 0 --calls 16 --check  # make a row again, compare
 
 Every student is one any-step network (objective.steps=[1,4,8,16]) of `xdistill fit` with the same budget of macro-steps
 and batch; `sid_after_secant` starts from the secant student of its seed. The noise scale of each row is chosen on other
@@ -174,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=[*METHODS, "teacher"], help="only this one")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="only this one")
+    parser.add_argument("--calls", type=int, choices=CALLS, help="only this one, with --check")
     parser.add_argument("--check", action="store_true", help="train and measure again in a fresh folder and compare")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -194,6 +195,7 @@ def main() -> None:
             if args.check:
                 runs = RUNS.with_name("results_check")
                 again = teacher_rows() if method == "teacher" else student_rows(method, seed, runs)
+                again = {k: row for k, row in again.items() if args.calls in (None, int(k.rsplit("/", 1)[1]))}
                 if not check(record["rows"], again):
                     raise SystemExit(1)
             elif not done:
