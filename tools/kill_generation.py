@@ -121,7 +121,7 @@ def compared(whole: Path, out: Path) -> dict[str, Any]:
     return {
         "designs": b.num_rows,
         "distinct": len(set(b["index"].to_pylist())),
-        "manifest_equal": a.equals(b) and digest(whole, ["manifest.parquet"]) == digest(out, ["manifest.parquet"]),
+        "manifest_equal": digest(whole, ["manifest.parquet"]) == digest(out, ["manifest.parquet"]),
         "designs_equal": digest(whole, files) == digest(out, files),
         "designs_sha256": digest(out, files),
         "manifest_sha256": digest(out, ["manifest.parquet"]),

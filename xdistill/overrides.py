@@ -20,7 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 from xdistill import registry
 from xdistill.config import FitConfig
 from xdistill.errors import UsageError
-from xdistill.guidance import PRESETS
 
 GROUPS = (
     "domain",
@@ -42,7 +41,7 @@ CHOICES = {
     "resume": ("never", "auto", "previous"),
     "strategy.name": ("single", "ddp", "deepspeed"),
     "strategy.accelerator": ("auto", "cpu", "gpu"),
-    "guidance.name": tuple(PRESETS),
+    "guidance.name": ("none", "cfg", "autoguidance", "lsg", "short", "zero_cfg", "anti_cfg"),
 }
 POSITIVE = (
     "train.steps",

@@ -86,3 +86,10 @@ def test_errors():
     with pytest.raises(UsageError, match="unknown guidance 'cgf'"):
         guide(net(), "cgf", scale=2.0)
     assert isinstance(guide(net(), "none", scale=5.0), MixtureTeacher)
+
+
+def test_every_preset_can_be_configured() -> None:
+    from xdistill.guidance import PRESETS
+    from xdistill.overrides import CHOICES
+
+    assert CHOICES["guidance.name"] == tuple(PRESETS)
