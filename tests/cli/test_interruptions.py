@@ -101,6 +101,9 @@ def test_interrupted_generate_says_how_to_continue(
     """A signal that arrives in the middle of writing."""
     from xdistill.generation import folder
 
+    # A suite started in the background of a shell inherits an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     write = folder.replace_file
 
     def interrupted(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -110,7 +113,10 @@ def test_interrupted_generate_says_how_to_continue(
 
     line = ("generate", "domain=toy", f"ckpt={finished}", "num=6", "batch=2", f"out={tmp_path / 'samples'}")
     monkeypatch.setattr(folder, "replace_file", interrupted)
-    outcome = xdistill(*line)
+    try:
+        outcome = xdistill(*line)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.code == 130
     assert f"continue with: xdistill generate domain=toy ckpt={finished}" in outcome.err
     monkeypatch.undo()
