@@ -77,42 +77,14 @@ def _fit_locked(
             console.print(domain.data_report.table())
             domain.data_report.save(folder.path / "data_report.json")
     stop = StopInTime(cfg.train.max_minutes)
-    callbacks: list[L.Callback] = [
-        Resume(newest),
-        Log(folder.path / "health.jsonl", cfg.train.log_every),
-        Save(
-            folder,
-            resolved,
-            {"network": domain.describe(module.networks["student"])},
-            every=cfg.train.checkpoint_every,
-            keep=cfg.train.keep,
-            evaluate_every=cfg.eval.every,
-            score=lambda m: score(m, domain, cfg),
-        ),
-        stop,
-    ]
-    if cfg.logger.progress:
-        callbacks.append(ProgressBar(cfg.train.steps, console))
+    callbacks = _callbacks(cfg, resolved, domain, module, folder, newest, stop)
     trainer = build_trainer(cfg, callbacks, folder.path)
     start = newest.manifest["macro_step"] if newest else 0
-    source = objective.source(
-        source,
-        Setting(
-            dict(module.networks.items()).get("teacher"),
-            folder.path,
-            {key: resolved[key] for key in ("domain", "teacher", "guidance", "data", "seed")},
-            trainer.strategy.root_device,
-            main,
-        ),
-    )
-    stream = Stream(
-        source,
-        steps=cfg.train.steps,
-        slots=module.slots,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-        start=start,
-    )
+    teacher = dict(module.networks.items()).get("teacher")
+    identity = {key: resolved[key] for key in ("domain", "teacher", "guidance", "data", "seed")}
+    source = objective.source(source, Setting(teacher, folder.path, identity, trainer.strategy.root_device, main))
+    ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
+    stream = Stream(source, steps=cfg.train.steps, slots=module.slots, start=start, **ranks)
     began = time.monotonic()
     if newest and start >= cfg.train.steps:
         _finished(module, newest)
@@ -127,6 +99,29 @@ def _fit_locked(
 
         report(cfg, domain, objective, module, folder.path, time.monotonic() - began, console)
     return folder.path
+
+
+def _callbacks(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    domain: Domain,
+    module: DistillModule,
+    folder: RunFolder,
+    newest: checkpoint.Checkpoint | None,
+    stop: StopInTime,
+) -> list[L.Callback]:
+    """What happens beside training: resume, logs, checkpoints, the end in time, the bar."""
+    save = Save(
+        folder,
+        resolved,
+        {"network": domain.describe(module.networks["student"])},
+        every=cfg.train.checkpoint_every,
+        keep=cfg.train.keep,
+        evaluate_every=cfg.eval.every,
+        score=lambda m: score(m, domain, cfg),
+    )
+    bar = [ProgressBar(cfg.train.steps, console)] if cfg.logger.progress else []
+    return [Resume(newest), Log(folder.path / "health.jsonl", cfg.train.log_every), save, stop, *bar]
 
 
 def score(module: DistillModule, domain: Domain, cfg: DictConfig) -> float:

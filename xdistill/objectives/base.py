@@ -19,6 +19,7 @@ from xdistill.process import GaussianProcess, Process
 from xdistill.rng import Generator
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.samplers import renoise
+from xdistill.samplers.hops import first_input, hops, to_zero
 from xdistill.state import Field
 from xdistill.times import Anchors, LinearAnchors
 
@@ -166,3 +167,19 @@ class FewStep(Objective):
         steps = steps or self.counts[-1]
         cond, times = self.told(cond, steps), self.anchors(steps)
         return renoise(model, self.process, times, like, cond, generator, noise_scale=noise_scale)
+
+    def sample_hops(
+        self,
+        model: Any,
+        like: Field,
+        cond: Cond,
+        generator: Generator,
+        steps: int | None,
+        noise_scale: float,
+        eta: float = 0.0,
+    ) -> Field:
+        """As `sample`, by DDIM hops between anchors, as TDM and secants train. noise_scale: of the prior."""
+        steps = steps or self.counts[-1]
+        times = self.anchors(steps)
+        x = first_input(self.process, float(times[0]), like, generator, noise_scale)
+        return hops(model, self.process, to_zero(times), x, self.told(cond, steps), generator, eta=eta)

@@ -19,7 +19,7 @@ from xdistill.process import GaussianProcess
 from xdistill.rng import Generator
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.samplers import Plan
-from xdistill.samplers.hops import first_input, hops, to_zero
+from xdistill.samplers.hops import to_zero
 from xdistill.sources import Trajectories, teacher_trajectory
 from xdistill.state import Field, Ragged, lerp
 from xdistill.times import shared
@@ -166,7 +166,4 @@ class Secant(FewStep):
         """`steps` calls (default: the most it was trained for): hops after `next`, re-noising after `clean`."""
         if self.target == "clean":
             return super().sample(model, like, cond, generator, steps=steps, noise_scale=noise_scale)
-        steps = steps or self.counts[-1]
-        times = self.anchors(steps)
-        x = first_input(self.process, float(times[0]), like, generator, noise_scale)
-        return hops(model, self.process, to_zero(times), x, self.told(cond, steps))
+        return self.sample_hops(model, like, cond, generator, steps, noise_scale)

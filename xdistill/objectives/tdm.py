@@ -17,7 +17,6 @@ from xdistill.process import GaussianProcess
 from xdistill.registry import nearest
 from xdistill.rng import Generator
 from xdistill.roles import RoleView
-from xdistill.samplers.hops import first_input, hops, to_zero
 from xdistill.sources import Hop, forward_noised, student_hop
 from xdistill.state import Field, lerp
 from xdistill.times import TimeLaw
@@ -123,7 +122,4 @@ class TDM(ScoreGap):
         eta: float = 0.0,
     ) -> Field:
         """`steps` hops (default: the most it was trained for); noise_scale: of the prior's noise, eta: see `hops`."""
-        steps = steps or self.counts[-1]
-        times = self.anchors(steps)
-        x = first_input(self.process, float(times[0]), like, generator, noise_scale)
-        return hops(model, self.process, to_zero(times), x, self.told(cond, steps), generator, eta=eta)
+        return self.sample_hops(model, like, cond, generator, steps, noise_scale, eta)
