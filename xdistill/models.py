@@ -54,9 +54,14 @@ class FlowMapModel(Protocol):
 
 
 class TokenModel(Protocol):
-    """Log-probabilities of the clean tokens, [B, L, V]."""
+    """Log-probabilities of the clean tokens given a partly masked sequence.
 
-    def __call__(self, z_t: Tokens, t: Tensor, cond: Cond) -> Tensor: ...
+    A call returns log p(x0) [B, L, V], float32 or float64; visible tokens are copied and the mask, where it has a
+    column, has probability 0. With `at` ([B, L] bool) only those positions go through the vocabulary head: [N, V], rows
+    in the order of `at.nonzero()`. Padding must not change the other positions.
+    """
+
+    def __call__(self, z_t: Tokens, t: Tensor, cond: Cond, *, at: Tensor | None = None) -> Tensor: ...
 
 
 class ARModel(Protocol):

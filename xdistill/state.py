@@ -284,16 +284,35 @@ def lerp(terms: Sequence[tuple[Tensor, Field]]) -> Field:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A discrete state: `ids [B, L]` int64 and `mask [B, L]` bool (True = real token)."""
+    """A discrete state: `ids [B, L]` int64 and `mask [B, L]` bool (True = real token).
+
+    given: [B, L] bool, positions whose token the user fixed (a prompt, the text around a gap); None is none.
+    """
 
     ids: Tensor
     mask: Tensor
+    given: Tensor | None = None
 
     @property
     def batch(self) -> int:
         """Number of samples B."""
         return self.ids.shape[0]
 
+    @property
+    def elements(self) -> Tensor:
+        """Real tokens of each sample, [B]."""
+        return self.mask.sum(1)
+
+    @property
+    def free(self) -> Tensor:
+        """[B, L] bool: real tokens that corruption and samplers may change."""
+        return self.mask if self.given is None else self.mask & ~self.given
+
+    def with_ids(self, ids: Tensor) -> Tokens:
+        """Other tokens in the same layout."""
+        return Tokens(ids, self.mask, self.given)
+
     def to(self, device: torch.device | str) -> Tokens:
         """The same tokens on another device."""
-        return Tokens(self.ids.to(device), self.mask.to(device))
+        given = None if self.given is None else self.given.to(device)
+        return Tokens(self.ids.to(device), self.mask.to(device), given)

@@ -39,20 +39,18 @@ from xdistill.domains.toy.filters import Radius, Side, radius, similarity
 from xdistill.domains.toy.metrics import point_metrics
 from xdistill.domains.toy.teacher import Label, MixtureTeacher, PointNet
 from xdistill.domains.toy.tokens import (
-    Masking,
     TablePosterior,
     TokenNet,
     TokenSource,
-    ancestral,
     random_table,
     token_metrics,
 )
 from xdistill.errors import UsageError, XDistillError
 from xdistill.models import Batch, Featurizer
-from xdistill.process import GaussianProcess, Kind
+from xdistill.process import GaussianProcess, Kind, MaskProcess
 from xdistill.registry import nearest
 from xdistill.rng import Generator
-from xdistill.samplers import Plan, ode
+from xdistill.samplers import Plan, ancestral, grid, ode
 from xdistill.state import Field, Padded, Tokens
 
 __all__ = ["Label", "MixtureTeacher", "PointNet", "ToyConfig", "ToyDomain"]
@@ -226,14 +224,14 @@ class ToyDomain(Domain):
 class ToyTokens(ToyDomain):
     """Sequences from a joint table that can be enumerated: the reference implementation of the token protocols."""
 
-    process: Masking  # type: ignore[assignment]
+    process: MaskProcess  # type: ignore[assignment]
     request_keys = MappingProxyType({})
     ranking = MappingProxyType({})
     design_columns = ("tokens",)
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
-        self.process = Masking(self.toy.vocabulary)
+        self.process = MaskProcess(self.toy.vocabulary, eps=0.0)
         self.table = random_table(self.toy.vocabulary, self.toy.length)
 
     def teacher(self) -> nn.Module:
@@ -265,10 +263,8 @@ class ToyTokens(ToyDomain):
 
     def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
         def sample(model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Tokens:
-            plan = Plan.uniform(steps or self.toy.teacher_steps)
-            return ancestral(
-                model, self.process, plan, self.process.prior(batch.like, generator), batch.cond, generator
-            )
+            z = self.process.prior(batch.like, generator)
+            return ancestral(model, self.process, grid(steps or self.toy.teacher_steps), z, batch.cond, generator)
 
         return {"reference": sample}
 

@@ -14,10 +14,7 @@ from torch.nn import functional as F
 from xdistill import rng
 from xdistill.domain import Metric
 from xdistill.domains.toy.metrics import bootstrap
-from xdistill.models import Batch, Cond, NoCond, TokenModel
-from xdistill.process import Process
-from xdistill.rng import Generator
-from xdistill.samplers import Plan
+from xdistill.models import Batch, Cond, NoCond
 from xdistill.state import Tokens
 
 
@@ -32,34 +29,6 @@ def random_table(vocabulary: int, length: int) -> Tensor:
     return weights / weights.sum()
 
 
-@dataclass(frozen=True)
-class Masking(Process[Tokens]):
-    """Every token is kept with probability keep(t) = 1 - t, else replaced by the absorbing id `mask_id`."""
-
-    mask_id: int
-
-    def keep(self, t: Tensor) -> Tensor:
-        """[B] float64."""
-        return 1 - t.double()
-
-    def prior(self, like: Tokens, generator: Generator) -> Tokens:
-        return Tokens(torch.full_like(like.ids, self.mask_id), like.mask)
-
-    def corrupt(self, x0: Tokens, t: Tensor, generator: Generator, noise: Tokens | None = None) -> Tokens:
-        """A draw of z_t; `noise` fixes it: its mask is True where a token survives."""
-        kept = noise.mask if noise else uniforms(x0, generator) < self.keep(t)[:, None]
-        return Tokens(torch.where(kept, x0.ids, self.mask_id), x0.mask)
-
-
-def uniforms(like: Tokens, generator: Generator) -> Tensor:
-    """[B, L] float64 in [0, 1)."""
-    batch, length = like.ids.shape
-    if isinstance(generator, torch.Generator):
-        return rng.rand(batch * length, generator).view(batch, length)
-    assert isinstance(generator, Sequence), "tokens draw from real generators"
-    return torch.stack([rng.rand(length, g) for g in generator])
-
-
 class TablePosterior(nn.Module):
     """The exact TokenModel of a joint table: log p(x_i = v | the unmasked tokens of z_t), which no t changes."""
 
@@ -72,12 +41,13 @@ class TablePosterior(nn.Module):
         self.register_buffer("table", table.double())
         self.register_buffer("sequences", sequences(vocabulary, length))
 
-    def forward(self, z_t: Tokens, t: Tensor, cond: Cond) -> Tensor:
+    def forward(self, z_t: Tokens, t: Tensor, cond: Cond, *, at: Tensor | None = None) -> Tensor:
         """[B, L, V] float64."""
         masked = (z_t.ids == self.vocabulary)[:, None]
         agrees = (masked | (z_t.ids[:, None] == self.sequences)).all(2)  # [B, V^L]
         weight = agrees * self.table
-        return torch.einsum("bs,slv->blv", weight / weight.sum(1, keepdim=True), self._one_hot()).log()
+        log_p = torch.einsum("bs,slv->blv", weight / weight.sum(1, keepdim=True), self._one_hot()).log()
+        return log_p if at is None else log_p[at]
 
     def _one_hot(self) -> Tensor:
         return F.one_hot(self.sequences, self.vocabulary).double()
@@ -93,7 +63,7 @@ class TokenNet(nn.Module):
         self.time, self.mix = nn.Linear(1, width), nn.Linear(2 * width, width)
         self.output = nn.Linear(width, vocabulary)
 
-    def forward(self, z_t: Tokens, t: Tensor, cond: Cond) -> Tensor:
+    def forward(self, z_t: Tokens, t: Tensor, cond: Cond, *, at: Tensor | None = None) -> Tensor:
         """[B, L, V] log-probabilities."""
         dtype, mask = self.mix.weight.dtype, z_t.mask[..., None]
         here = torch.arange(z_t.ids.shape[1], device=z_t.ids.device)
@@ -101,18 +71,8 @@ class TokenNet(nn.Module):
         mean = (h * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         logits = self.output(F.silu(self.mix(torch.cat([h, mean.expand_as(h)], 2)))).log_softmax(2)
         copied = F.one_hot(z_t.ids.clamp(max=self.vocabulary - 1), self.vocabulary).to(dtype).log()
-        return torch.where((z_t.ids == self.vocabulary)[..., None], logits, copied)
-
-
-def ancestral(model: TokenModel, process: Masking, plan: Plan, z: Tokens, cond: Cond, generator: Generator) -> Tokens:
-    """Unmask along the plan: from t to r, a masked token is revealed with probability (keep_r-keep_t)/(1-keep_t)."""
-    for t, r in itertools.pairwise(plan.times):
-        tb, rb = t.expand(z.batch), r.expand(z.batch)
-        reveal = uniforms(z, generator) < ((process.keep(rb) - process.keep(tb)) / (1 - process.keep(tb)))[:, None]
-        cdf = model(z, tb, cond).exp().cumsum(2)
-        drawn = (uniforms(z, generator)[..., None] * cdf[..., -1:] >= cdf).sum(2).clamp(max=process.mask_id - 1)
-        z = Tokens(torch.where(reveal & (z.ids == process.mask_id), drawn, z.ids), z.mask)
-    return z
+        log_p = torch.where((z_t.ids == self.vocabulary)[..., None], logits, copied)
+        return log_p if at is None else log_p[at]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from xdistill.process.base import Process
 from xdistill.process.gaussian import Coeffs, GaussianProcess, Kind
+from xdistill.process.mask import MaskProcess
 from xdistill.process.schedules import EDM, VP, Linear, Trig
 
-__all__ = ["EDM", "VP", "Coeffs", "GaussianProcess", "Kind", "Linear", "Process", "Trig"]
+__all__ = ["EDM", "VP", "Coeffs", "GaussianProcess", "Kind", "Linear", "MaskProcess", "Process", "Trig"]

@@ -8,8 +8,9 @@ import torch
 
 from xdistill import rng
 from xdistill.domains.toy import ToyDomain
-from xdistill.domains.toy.tokens import Masking, TablePosterior, TokenNet, random_table, sequences
+from xdistill.domains.toy.tokens import TablePosterior, TokenNet, random_table, sequences
 from xdistill.models import NoCond
+from xdistill.process import MaskProcess
 from xdistill.state import Tokens
 from xdistill.testing.oracles import mask_marginal, mask_posterior
 
@@ -31,7 +32,7 @@ class TestTokens:
             torch.testing.assert_close(row, mask_posterior(self.table, self.V, state), rtol=1e-12, atol=1e-15)
 
     def test_corruption_has_the_enumerated_law(self):
-        process, n, t = Masking(self.V), 60000, 0.4
+        process, n, t = MaskProcess(self.V, eps=0.0), 60000, 0.4
         pick = torch.multinomial(self.table, n, replacement=True, generator=rng.generator(0))
         clean = Tokens(sequences(self.V, self.L)[pick], torch.ones(n, self.L, dtype=torch.bool))
         z = process.corrupt(clean, torch.full((n,), t), rng.generator(1)).ids

@@ -1,0 +1,98 @@
+"""MDLM: trains masked diffusion teachers on data, and is the loss of every fake denoiser on the student's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from xdistill import rng
+from xdistill.errors import XDistillError
+from xdistill.models import Batch, Cond, TokenModel
+from xdistill.objectives.base import LossOut, Needs, Objective, Phase
+from xdistill.process import MaskProcess
+from xdistill.rng import Generator
+from xdistill.roles import RoleSpec, RoleView
+from xdistill.samplers.mask import TokenDraw, ancestral, grid
+from xdistill.state import Tokens
+
+LEAST = 1e-3  # the smallest training time (text spec 1.1)
+
+
+def stratified_times(n: int, shared: torch.Generator) -> Tensor:
+    """[n] times of this rank, float64: one uniform in each of the world's n x world equal parts of [LEAST, 1].
+
+    shared: a generator in the same state on every rank, so that the parts of all ranks together cover the interval
+    (text spec 1.1, the form of the Duo lineage).
+    """
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    total = n * world
+    u = (rng.rand(total, shared) / total + torch.arange(total) / total) % 1
+    return (LEAST + (1 - LEAST) * u)[rank * n : (rank + 1) * n]
+
+
+def token_nll(model: TokenModel, process: MaskProcess, x0: Tokens, z_t: Tokens, t: Tensor, cond: Cond) -> Tensor:
+    """-log p(x0) at the masked positions of z_t, 0 elsewhere, [B, L] float32."""
+    at = process.masked(z_t)
+    log_p = model(z_t, t, cond, at=at)
+    nll = torch.zeros(at.shape, device=at.device, dtype=log_p.dtype)
+    return nll.masked_scatter(at, -log_p.gather(1, x0.ids[at][:, None]).squeeze(1))
+
+
+def mdlm_loss(
+    model: TokenModel, process: MaskProcess, x0: Tokens, t: Tensor, cond: Cond, generator: torch.Generator
+) -> Tensor:
+    """The negative ELBO in nats of each sample, weight(t) sum_masked -log p(x0), [B] (2406.07524 eq. 10)."""
+    z_t = process.corrupt(x0, t, generator)
+    return process.weight(t).to(x0.ids.device, torch.float32) * token_nll(model, process, x0, z_t, t, cond).sum(1)
+
+
+def clean(batch: Batch[Tokens]) -> Tokens:
+    """Real sequences; raises XDistillError when the batch is data-free."""
+    if not batch.real:
+        raise XDistillError("this objective needs real data, but the batch has none: set data=... of the domain")
+    return batch.like
+
+
+class MDLM(Objective):
+    """The continuous-time negative ELBO of masked diffusion (2406.07524), averaged over all valid tokens of a batch.
+
+    sample_steps: network calls of the ancestral sampler.
+    Oracle: on an enumerable table the optimum is the posterior, and the loss there is the entropy of the data.
+    """
+
+    needs = Needs(data=True, process=MaskProcess)
+
+    def __init__(self, process: MaskProcess, *, sample_steps: int = 128) -> None:
+        self.process, self.sample_steps = process, sample_steps
+
+    @property
+    def roles(self) -> tuple[RoleSpec, ...]:
+        return (RoleSpec("student"),)
+
+    def phases(self, macro_step: int) -> Sequence[Phase]:
+        return (Phase("mdlm", "student"),)
+
+    def loss(self, phase: Phase, batch: Batch[Tokens], net: RoleView, generator: torch.Generator) -> LossOut:
+        x0 = clean(batch)
+        t = stratified_times(x0.batch, net.shared)
+        nelbo = mdlm_loss(net.train("student"), self.process, x0, t, batch.cond, generator)
+        per_sample = nelbo / x0.elements.float().mean()  # a token counts the same in every sequence
+        return LossOut(per_sample, {"loss": per_sample.detach()})
+
+    def sample(
+        self,
+        model: TokenModel,
+        like: Tokens,
+        cond: Cond,
+        generator: Generator,
+        *,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tokens:
+        """The ancestral sampler in `steps` calls."""
+        z, times = self.process.prior(like, generator), grid(steps or self.sample_steps)
+        return ancestral(model, self.process, times, z, cond, generator, draw=TokenDraw(temperature, top_p))
