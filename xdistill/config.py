@@ -106,10 +106,16 @@ class EMASection:
 
 @dataclass
 class SamplerConfig:
-    """steps: network calls of the student when it generates (0: as trained). noise_scale: multiplies the noise term."""
+    """steps: network calls of the student when it generates (0: as trained). noise_scale: multiplies the noise term of
+    continuous samplers. Of tokens: temperature divides log-probabilities (0: the most likely), top_p keeps the smallest
+    set of that much probability, method is the order in which tokens are revealed.
+    """
 
     steps: int = 0
     noise_scale: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    method: str = "ancestral"
 
 
 @dataclass

@@ -62,7 +62,11 @@ def compare(
 ) -> list[Row]:
     """The rows of the table: the teacher's reference sampler, its best sampler at the student's calls, the student."""
     student = _row(
-        "student", domain, module.networks["student_ema"], student_sampler(objective, **sampler_options(cfg)), cfg
+        "student",
+        domain,
+        module.networks["student_ema"],
+        student_sampler(objective, **sampler_options(cfg, objective)),
+        cfg,
     )
     if "teacher" not in module.networks:
         return [student]

@@ -126,7 +126,7 @@ def _callbacks(
 
 def score(module: DistillModule, domain: Domain, cfg: DictConfig) -> float:
     """The domain's `score` of samples of the averaged student; the same samples at every call."""
-    sampler = student_sampler(module.objective, **sampler_options(cfg))
+    sampler = student_sampler(module.objective, **sampler_options(cfg, module.objective))
     model = module.networks["student_ema"]
     drawn = draw(domain, model, sampler, cfg.eval.num, seed=cfg.seed, precision=cfg.precision, device=module.device)
     return domain.metrics(drawn.samples, cfg.seed)["score"].value

@@ -61,10 +61,7 @@ def _pick(path: Path) -> Path:
     return found[0]
 
 
-def sampler_options(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the student's sampler that the configuration sets."""
+def sampler_options(cfg: DictConfig | Mapping[str, Any], objective: Objective) -> dict[str, Any]:
+    """Options of the objective's sampler that the configuration sets; steps=0 leaves the number to the objective."""
     section = plain(cfg["sampler"])
-    options = {"steps": section["steps"]} if section.get("steps") else {}
-    if plain(cfg["objective"])["name"] != "flow_matching":
-        options["noise_scale"] = section.get("noise_scale", 1.0)
-    return options
+    return {key: section[key] for key in objective.sample_keys if key in section and (key != "steps" or section[key])}

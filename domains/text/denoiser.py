@@ -1,4 +1,4 @@
-"""A TextDiT as the TokenModel of masked diffusion: SUBS log-probabilities, and an explicit choice of what time it sees."""
+"""A TextDiT as the TokenModel of masked diffusion: SUBS log-probabilities, and an explicit choice of its time."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from xdistill.domains.text.corpus import ASSETS
 from xdistill.domains.text.denoiser import TextDenoiser
 from xdistill.domains.text.network import TextConfig, TextDiT
@@ -13,7 +12,7 @@ from xdistill.process import MaskProcess
 SHIPPED_TEACHER = ASSETS / "mini_teacher.safetensors"
 SHIPPED_STUDENT = ASSETS / "mini_student"
 
-#: The shipped network: hidden states of 192 features fit a laptop's cache, and the passage of time is left to the masks.
+#: The shipped network: 192 features fit a laptop's cache, and the passage of time is left to the masks.
 MINI = {"hidden": 192, "blocks": 6, "heads": 3, "cond": 32, "dropout": 0.0}
 
 

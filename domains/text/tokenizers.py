@@ -1,4 +1,4 @@
-"""Text to ids and back: byte level, BPE trained here, and files of the `tokenizers` library; the mask id is explicit."""
+"""Text to ids and back: byte level, BPE trained here, files of the `tokenizers` library; the mask id is explicit."""
 
 from __future__ import annotations
 

@@ -196,7 +196,12 @@ CASES = [
     Case("sweep", words(TOY + "seed=1,2"), 2, ("seed=1,2", "one run takes one")),
     Case("unknown flag", words("fit --steps=3"), 2, ("--steps=3", "key=value")),
     Case("mandatory value", words(TOY + "teacher=file"), 2, ("teacher.weights=VALUE",)),
-    Case("pair without a process", words(TOY + "domain.task=tokens" + NEW), 2, ("'sid'", "GaussianProcess", "MaskProcess")),
+    Case(
+        "pair without a process",
+        words(TOY + "domain.task=tokens" + NEW),
+        2,
+        ("'sid'", "GaussianProcess", "MaskProcess"),
+    ),
     Case("nothing to guide", words(TOY + "objective=flow_matching guidance=cfg" + NEW), 2, ("guidance=none",)),
     Case("two processes, single", words(TOY + "strategy.devices=2" + NEW), 2, ("strategy=ddp",)),
     Case(

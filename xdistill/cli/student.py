@@ -34,7 +34,8 @@ def load(cfg: Sampling) -> Loaded:
 def options(loaded: Loaded, steps: int, noise_scale: float | None) -> dict[str, Any]:
     """Options of the student's sampler: what the run configured, and what the command line changes."""
     given = {"steps": steps} if steps else {}
-    return {**sampler_options(loaded.config), **given, **({} if noise_scale is None else {"noise_scale": noise_scale})}
+    configured = sampler_options(loaded.config, loaded.objective)
+    return {**configured, **given, **({} if noise_scale is None else {"noise_scale": noise_scale})}
 
 
 def device() -> torch.device:

@@ -78,6 +78,8 @@ class Objective(ABC):
     """A distillation method: pure mathematics over roles, a process and explicit generators."""
 
     needs: Needs = Needs()
+    #: Keys of the configuration's `sampler` section that `sample` takes.
+    sample_keys: Sequence[str] = ("steps", "noise_scale")
 
     @property
     @abstractmethod

@@ -45,6 +45,7 @@ class FlowMatching(Objective):
     """
 
     needs = Needs(data=True)
+    sample_keys = ("steps",)
 
     def __init__(
         self,

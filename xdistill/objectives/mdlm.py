@@ -15,7 +15,7 @@ from xdistill.objectives.base import LossOut, Needs, Objective, Phase
 from xdistill.process import MaskProcess
 from xdistill.rng import Generator
 from xdistill.roles import RoleSpec, RoleView
-from xdistill.samplers.mask import TokenDraw, ancestral, grid
+from xdistill.samplers.mask import TOKEN_KEYS, TokenDraw, sample_tokens
 from xdistill.state import Tokens
 
 LEAST = 1e-3  # the smallest training time (text spec 1.1)
@@ -64,6 +64,7 @@ class MDLM(Objective):
     """
 
     needs = Needs(data=True, process=MaskProcess)
+    sample_keys = TOKEN_KEYS
 
     def __init__(self, process: MaskProcess, *, sample_steps: int = 128) -> None:
         self.process, self.sample_steps = process, sample_steps
@@ -92,7 +93,8 @@ class MDLM(Objective):
         steps: int | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        method: str = "ancestral",
     ) -> Tokens:
-        """The ancestral sampler in `steps` calls."""
-        z, times = self.process.prior(like, generator), grid(steps or self.sample_steps)
-        return ancestral(model, self.process, times, z, cond, generator, draw=TokenDraw(temperature, top_p))
+        """`steps` calls of a sampler of `samplers.mask`."""
+        draw, steps = TokenDraw(temperature, top_p), steps or self.sample_steps
+        return sample_tokens(model, self.process, steps, like, cond, generator, method=method, draw=draw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from xdistill.errors import UsageError
 from xdistill.models import Cond, TokenModel
 from xdistill.process.mask import MaskProcess, uniforms
+from xdistill.registry import nearest
 from xdistill.rng import Generator
 from xdistill.state import Tokens
 
@@ -71,3 +73,43 @@ def ancestral(
             ids[reveal] = draw(model(z, tb, cond, at=reveal), u)
             z = z.with_ids(ids)
     return z
+
+
+class TokenSampler(Protocol):
+    """A sampler over times [N + 1] from a partly masked z to a finished sequence."""
+
+    def __call__(
+        self,
+        model: TokenModel,
+        process: MaskProcess,
+        times: Tensor,
+        z: Tokens,
+        cond: Cond,
+        generator: Generator,
+        *,
+        draw: TokenDraw = ...,
+    ) -> Tokens: ...
+
+
+METHODS: dict[str, TokenSampler] = {"ancestral": ancestral}
+
+#: What `sample_tokens` is configured with.
+TOKEN_KEYS = ("steps", "temperature", "top_p", "method")
+
+
+def sample_tokens(
+    model: TokenModel,
+    process: MaskProcess,
+    steps: int,
+    like: Tokens,
+    cond: Cond,
+    generator: Generator,
+    *,
+    method: str = "ancestral",
+    draw: TokenDraw = PLAIN,
+) -> Tokens:
+    """From the prior to a finished sequence in `steps` calls of the method; raises UsageError for an unknown one."""
+    if method not in METHODS:
+        raise UsageError(f"unknown method '{method}' of token samplers{nearest(method, METHODS)}")
+    z = process.prior(like, generator)
+    return METHODS[method](model, process, grid(steps), z, cond, generator, draw=draw)
