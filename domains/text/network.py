@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -97,13 +98,26 @@ class TextDiT(nn.Module):
         """Hidden states [B, L, H] after all or the first `blocks` blocks."""
         h = self.vocab_embed(x)
         rotary = self.rotary_emb(h.shape[1])
-        attend = None if mask is None else mask[:, None, None, :]
-        for block in self.blocks[:blocks]:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                h = torch.utils.checkpoint.checkpoint(block, h, c, rotary, attend, use_reentrant=False)
-            else:
-                h = block(h, c, rotary, attend)
-        return h
+        return run_blocks(self.blocks[:blocks], h, c, rotary, mask, checkpointing=self.activation_checkpointing)
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    h: Tensor,
+    c: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    mask: Tensor | None = None,
+    *,
+    checkpointing: bool = False,
+) -> Tensor:
+    """Hidden states [B, L, H] after `blocks`, whose activations are computed again in the backward pass on demand."""
+    attend = None if mask is None else mask[:, None, None, :]
+    for block in blocks:
+        if checkpointing and torch.is_grad_enabled():
+            h = torch.utils.checkpoint.checkpoint(block, h, c, rotary, attend, use_reentrant=False)
+        else:
+            h = block(h, c, rotary, attend)
+    return h
 
 
 class Embedding(nn.Module):
