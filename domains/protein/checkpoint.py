@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import json
 import logging
 import os
-import pickle
-import typing
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.base import ContainerMetadata, Metadata
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from omegaconf.nodes import AnyNode
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,17 +21,13 @@ from torch import Tensor
 from xdistill.domains.protein.labels import ClassMap
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.errors import XDistillError
+from xdistill.foreign import check_fit, read_archive
 
 FORMAT = "xdistill-proteina-1"
 _PREFIX = "nn."
 _EMA = "-EMA"
 _CLASS_MAP_FILE = "cath_label_mapping.pt"
 _DEFAULT_LORA_ALPHA = 32.0
-# What official checkpoints contain beside tensors: the experiment configuration. None of these runs code when built.
-_SAFE_GLOBALS: list[Any] = [
-    *(DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode, typing.Any),
-    *(collections.defaultdict, collections.OrderedDict, dict, list, int),
-]
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +67,7 @@ def load_official(
     Raises XDistillError for a missing, truncated, foreign or hostile file, or weights that do not fit the network.
     """
     path = _ema_twin(Path(path)) if prefer_ema else Path(path)
-    content = _read_pickle(path)
+    content = read_archive(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise XDistillError(f"{path} has no state_dict; expected a Lightning checkpoint of the Proteina trainer")
     state = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
@@ -109,7 +99,7 @@ def load_class_map(path: str | Path) -> ClassMap:
     """Fold classes from JSON, from a weights-only torch file, or from a directory with `cath_label_mapping.pt`."""
     path = Path(path)
     path = path / _CLASS_MAP_FILE if path.is_dir() else path
-    values = _read_json(path) if path.suffix == ".json" else _read_pickle(path)
+    values = _read_json(path) if path.suffix == ".json" else read_archive(path)
     if not isinstance(values, Mapping):
         raise XDistillError(f"{path} is no fold class map; expected a mapping with the keys C, A and T")
     return ClassMap.from_dict(values)
@@ -212,24 +202,6 @@ def _ema_twin(path: Path) -> Path:
     return twin
 
 
-def _read_pickle(path: Path) -> Any:
-    """A torch zip file, tensors and allow-listed classes only; nothing in it is executed."""
-    if not path.is_file():
-        raise XDistillError(f"{path} does not exist; expected a checkpoint file")
-    if not zipfile.is_zipfile(path):
-        raise XDistillError(f"{path} is not a torch checkpoint (a zip archive), or it is truncated; copy it again")
-    try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        detail = next((line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), "")
-        raise XDistillError(
-            f"{path} was refused: it holds more than tensors and configuration. {detail.strip()}".rstrip()
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise XDistillError(f"{path} is damaged: {str(error).splitlines()[0]}; copy it again") from error
-
-
 def _experiment(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`hyper_parameters.cfg_exp` as plain containers, interpolations left alone."""
     stored = (content.get("hyper_parameters") or {}).get("cfg_exp")
@@ -244,14 +216,7 @@ def _build(config: ProteinaConfig, state: dict[str, Tensor], path: Path, classes
     """The network with these weights, checked name by name and shape by shape."""
     with torch.device("meta"):
         net = Proteina(config, classes or _count_classes(state))
-    expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items()}
-    problems = [f"missing {k}" for k in expected if k not in found]
-    problems += [f"unexpected {k}" for k in found if k not in expected]
-    problems += [f"{k} is {found[k]}, expected {v}" for k, v in expected.items() if found.get(k, v) != v]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise XDistillError(f"{path}: weights do not fit the configuration: {'; '.join(problems[:3])}{more}")
+    check_fit(path, net.state_dict(), state)
     net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     return net.eval()
 
