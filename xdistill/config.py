@@ -152,8 +152,11 @@ class GenerateConfig:
     student). num: designs. out: a new or empty folder, or one that the same request left unfinished. seed: design i
     depends on (seed, i) alone. batch: most designs of a network call. steps: network calls a design (0: as trained).
     noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
-    format: of the files, or packed, many designs in one file (none: the domain's first). shard: designs written and
-    recorded at once (0: 1024, or one batch up to 1024 designs). filter: names of the domain's filters, cheapest first,
+    temperature, top_p, method: how tokens are drawn (none: as configured in the run; see sampler of fit).
+    stream: true shows one text while it is written, and keeps no file; out=- writes lines to the standard output.
+    format: of the files, or packed, many designs in one file (none: the domain's first; of text packed, as lines of
+    JSON). shard: designs written and recorded at once (0: 1024, or one batch up to 1024 designs). filter: names of the
+    domain's filters, cheapest first,
     separated by commas; filter.NAME.OPTION=VALUE sets their options. keep: designs of a shortlist to end with, among
     those that passed (0: none). by: column of the manifest that it ranks by. diversity: most similarity of any two of
     it, e.g. 0.5 (none: any). engine: local, also as ranks of torchrun or Slurm,
@@ -171,6 +174,10 @@ class GenerateConfig:
     batch: int = 32
     steps: int = 0
     noise_scale: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    method: str | None = None
+    stream: bool = False
     format: str | None = None
     shard: int = 0
     filter: str | None = None
@@ -231,7 +238,8 @@ class BenchConfig:
     of each row whose quality is compared (0: cost only). steps: network calls of the student, separated by commas
     (none: as trained, the two largest of several). teacher_steps: of the teacher (0: as its reference sampler is
     published). noise_scale: of the student's sampler (none: as configured). threads: CPU threads (0: leave to torch).
-    seed: of the requests and noise. precision, compile: as in generate, for teacher and student.
+    seed: of the requests and noise. precision, compile: as in generate, for teacher and student. temperature, top_p,
+    method: of the student, as in generate.
     """
 
     domain: str
@@ -243,6 +251,9 @@ class BenchConfig:
     steps: str = ""
     teacher_steps: int = 0
     noise_scale: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    method: str | None = None
     threads: int = 0
     seed: int = 0
     precision: str | None = None

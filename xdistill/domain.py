@@ -93,10 +93,11 @@ class Domain(ABC):
 
     teacher_weights: `shipped` or a path. data_path: a folder of the user's own data, None for what ships with the
     domain. request_keys: what `generate` may ask of a sample beyond its number, key -> help. file_keys: those that
-    concern its file alone (see `for_request`), which `extract` takes too.
+    concern its file alone (see `for_request`), which `extract` takes too. text_keys: those whose value stays a text.
     formats: suffixes that `write` and `encode` know, the default first. packed_suffix: of packed shards, none when the
-    domain packs no samples. ranking: what a shortlist may rank by, column of the manifest -> `low` or `high` is better.
-    design_columns: what `design_metrics` returns.
+    domain packs no samples. packed_lines: a packed file holds one sample a line, in the packed order, and is what
+    generate writes unless told otherwise. ranking: what a shortlist may rank by, column of the manifest -> `low` or
+    `high` is better. design_columns: what `design_metrics` returns.
     """
 
     name: str
@@ -106,8 +107,10 @@ class Domain(ABC):
     data_report: DataReport | None = None
     request_keys: Mapping[str, str] = MappingProxyType({})
     file_keys: Sequence[str] = ()
+    text_keys: Sequence[str] = ()
     formats: Sequence[str] = ()
     packed_suffix: str = ""
+    packed_lines: bool = False
     ranking: Mapping[str, str] = MappingProxyType({})
     design_columns: Sequence[str] = ()
 
@@ -157,6 +160,10 @@ class Domain(ABC):
     @abstractmethod
     def null_data(self, batch_size: int, seed: int) -> DataSource:
         """Data-free batches: lengths and conditions only."""
+
+    def open_request(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+        """The request as it travels to workers, its files read, and the number of samples it asks for by itself."""
+        return dict(request), None
 
     @abstractmethod
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch:
@@ -215,6 +222,10 @@ class Domain(ABC):
     @abstractmethod
     def decode(self, sample: Any) -> list[Any]:
         """A batch of states -> one plain object a sample (a CA trace, a point set, a text)."""
+
+    def partial(self, state: Any) -> str:
+        """The first sample of a batch that is still being drawn, as text for a terminal."""
+        raise UsageError(f"domain '{self.name}' shows no unfinished samples: leave out stream=true")
 
     @abstractmethod
     def write(self, sample: Any, path: Path) -> Path:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from xdistill.domain import DataSource, Domain, Metric, TeacherSampler
+from xdistill.domain import DataSource, Metric, TeacherSampler
 from xdistill.domains.text import teacher
 from xdistill.domains.text.corpus import ASSETS, split
 from xdistill.domains.text.denoiser import TextDenoiser
 from xdistill.domains.text.packing import Packed, PackedSource
+from xdistill.domains.text.serving import TextServing
 from xdistill.domains.text.tokenizers import TextTokenizer, read_tokenizer
 from xdistill.errors import UsageError
-from xdistill.models import Batch, NoCond
+from xdistill.models import Batch
 from xdistill.process import MaskProcess
 from xdistill.registry import nearest
 from xdistill.rng import Generator
@@ -40,7 +39,7 @@ class TextDomainConfig:
     reference_steps: int = 128
 
 
-class TextDomain(Domain):
+class TextDomain(TextServing):
     """Token sequences of one context length; see `TextDomainConfig` for its keys and text spec for the conventions."""
 
     name = "text"
@@ -52,10 +51,11 @@ class TextDomain(Domain):
             if key not in known:
                 raise UsageError(f"unknown key 'domain.{key}' of the text domain{nearest(key, known)}")
         self.text = TextDomainConfig(**cfg)
+        self.context = self.text.context
         self.process = MaskProcess(self.tokenizer.mask_id)
 
     @cached_property
-    def tokenizer(self) -> TextTokenizer:
+    def tokenizer(self) -> TextTokenizer:  # type: ignore[override]
         """The configured tokenizer."""
         return read_tokenizer(ASSETS / "austen_bpe1024.json")
 
@@ -83,11 +83,6 @@ class TextDomain(Domain):
     def null_data(self, batch_size: int, seed: int) -> DataSource:
         return self.data(batch_size, seed)
 
-    def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch[Tokens]:
-        """All masked."""
-        ids = torch.full((len(indices), self.text.context), self.process.mask_id)
-        return Batch(Tokens(ids, torch.ones_like(ids, dtype=torch.bool)), NoCond(), real=False)
-
     def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
         def sample(model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Tokens:
             z = self.process.prior(batch.like, generator)
@@ -97,13 +92,3 @@ class TextDomain(Domain):
 
     def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
         return {"score": Metric(0.0, 0.0, 0.0, len(samples))}
-
-    def decode(self, sample: Tokens) -> list[np.ndarray]:
-        """[L] int64 ids of each sample."""
-        return [ids[mask].cpu().numpy() for ids, mask in zip(sample.ids, sample.mask, strict=True)]
-
-    def write(self, sample: Any, path: Path) -> Path:
-        raise UsageError("not yet")
-
-    def read(self, folder: Path) -> list[Any]:
-        raise UsageError("not yet")

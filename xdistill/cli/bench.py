@@ -18,7 +18,8 @@ from xdistill.errors import UsageError
 def run(args: Sequence[str]) -> int:
     """Measure all rows on the same requests, print the table, save it."""
     pairs = split(args)
-    cfg, request = read(BenchConfig, pairs, domain_class(pairs).request_keys)
+    kind = domain_class(pairs)
+    cfg, request = read(BenchConfig, pairs, kind.request_keys, kind.text_keys)
     import torch
     from torch import nn
 
@@ -44,7 +45,8 @@ def run(args: Sequence[str]) -> int:
     student = prepared(loaded.model)
     for steps in bench.calls_of(cfg.steps, loaded.objective):
         name = f"student, {steps} calls" if steps else "student"
-        samplers[name] = (student, student_sampler(loaded.objective, **options(loaded, steps, cfg.noise_scale)))
+        given = options(loaded, steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method)
+        samplers[name] = (student, student_sampler(loaded.objective, **given))
     rows = bench.compare(domain, samplers, setting)
     report: dict[str, Any] = {
         "domain": domain.name,

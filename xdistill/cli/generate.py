@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +30,22 @@ def run(args: Sequence[str]) -> int:
     from xdistill.generation.filters import filter_options
 
     judged, pairs = filter_options(split(args))
-    cfg, request = read(GenerateConfig, pairs, domain_class(pairs).request_keys)
+    kind = domain_class(pairs)
+    cfg, request = read(GenerateConfig, pairs, kind.request_keys, kind.text_keys)
     from xdistill.compiled import check_compiler
     from xdistill.generation import generate
 
-    work, job = engine(cfg), _job(cfg, request, judged)
+    if cfg.stream:
+        cfg = _alone(cfg, pairs)
+    cfg, job = _job(cfg, pairs, request, judged)
+    work = engine(cfg)
     if cfg.compile and cfg.engine == "local":
         check_compiler(work.devices[0])
     choice = _choice(cfg, job)
+    if cfg.stream:
+        return _watch(job, work.devices[0])
+    if cfg.out == "-":
+        return _lines(cfg, job, work.devices[0])
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,7 +61,7 @@ def run(args: Sequence[str]) -> int:
         progress.update(task, completed=done)
 
     try:
-        outcome = generate(job, Path(cfg.out), work, show, partial(_shortlist, job, choice, progress))
+        outcome = generate(job, Path(cfg.out), work, show, partial(_end, job, choice, progress))
     finally:
         progress.stop()
     _report(job, work, outcome, time.monotonic() - began)
@@ -75,14 +85,60 @@ def engine(cfg: GenerateConfig) -> Engine:
     return Engine(workers=cfg.workers or default, devices=devices)
 
 
-def _job(cfg: GenerateConfig, request: dict[str, Any], judged: dict[str, str]) -> Job:
+def _alone(cfg: GenerateConfig, pairs: Mapping[str, str]) -> GenerateConfig:
+    """The request for one text on the terminal; raises UsageError for anything that asks for more."""
+    for key in ("out", "keep", "filter", "format", "workers", "engine"):
+        if key in pairs:
+            raise UsageError(f"{key}={pairs[key]}: stream=true shows one text and keeps no file: leave it out")
+    if cfg.num != 1 and "num" in pairs:
+        raise UsageError(f"num={cfg.num}: stream=true shows one text: leave it out")
+    return replace(cfg, num=1)
+
+
+def _watch(job: Job, device: str) -> int:
+    """Show a text while it is written; the standard output gets the finished one."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from xdistill.generation.lines import watch
+
+    with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+        sample = watch(job, device, lambda state: live.update(Text(job.domain.partial(state)), refresh=True))
+    _write(job.domain.encode(sample, "txt"))
+    return 0
+
+
+def _lines(cfg: GenerateConfig, job: Job, device: str) -> int:
+    """Lines to the standard output, as batches are done."""
+    from xdistill.generation.lines import check_lines, stream
+
+    check_lines(job.domain)
+    if cfg.keep or cfg.workers > 1 or cfg.engine != "local":
+        raise UsageError("out=- draws in this process and keeps no folder: leave out keep=, workers= and engine=")
+    for piece in stream(job, device):
+        _write(piece)
+    return 0
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
+
+
+def _job(
+    cfg: GenerateConfig, pairs: Mapping[str, str], request: dict[str, Any], judged: dict[str, str]
+) -> tuple[GenerateConfig, Job]:
+    """The request resolved: files that it names are read, and say how many designs there are unless num= does."""
     from xdistill.cli.student import load, options
     from xdistill.generation import Job
     from xdistill.generation.filters import Funnel
 
     loaded = load(cfg)
+    request, count = loaded.domain.open_request(request)
+    if count and "num" not in pairs and not cfg.stream:
+        cfg = replace(cfg, num=count)
     funnel = Funnel.from_text(cfg.filter, loaded.domain, judged)
-    return Job(
+    job = Job(
         loaded,
         cfg.num,
         cfg.seed,
@@ -90,13 +146,14 @@ def _job(cfg: GenerateConfig, request: dict[str, Any], judged: dict[str, str]) -
         cfg.shard,
         cfg.threads,
         cfg.format or "",
-        options(loaded, cfg.steps, cfg.noise_scale),
+        options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method),
         request,
         funnel.names,
         funnel.description,
         cfg.precision or "",
         cfg.compile,
     )
+    return cfg, job
 
 
 def _choice(cfg: GenerateConfig, job: Job) -> Choice | None:
@@ -114,10 +171,14 @@ def _choice(cfg: GenerateConfig, job: Job) -> Choice | None:
     return choice
 
 
-def _shortlist(job: Job, choice: Choice | None, progress: Progress, folder: DesignFolder) -> None:
+def _end(job: Job, choice: Choice | None, progress: Progress, folder: DesignFolder) -> None:
+    """What a run ends with: all lines in one file, and the shortlist."""
+    from xdistill.generation.lines import collect
     from xdistill.generation.shards import PACKED
     from xdistill.generation.shortlist import shortlist
 
+    if job.domain.packed_lines and job.file_format == PACKED:
+        collect(folder.path, folder.rows(), job.domain)
     if choice is None:
         return
     task = progress.add_task("shortlist", total=choice.keep)

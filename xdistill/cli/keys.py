@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -17,7 +17,7 @@ KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
     bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
 }
 POSITIVE = ("num", "batch", "repeats", "threads")
-NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "seed", "shard", "keep", "workers")
+NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "temperature", "seed", "shard", "keep", "workers")
 
 
 def split(args: Sequence[str]) -> dict[str, str]:
@@ -40,8 +40,10 @@ def domain_class(pairs: Mapping[str, str]) -> type[Any]:
     return registry.load("domains", pairs["domain"])
 
 
-def read(schema: type[T], pairs: Mapping[str, str], also: Mapping[str, str] | None = None) -> tuple[T, dict[str, Any]]:
-    """An instance of `schema`, and what was given of the keys `also` (a domain's request).
+def read(
+    schema: type[T], pairs: Mapping[str, str], also: Mapping[str, str] | None = None, texts: Collection[str] = ()
+) -> tuple[T, dict[str, Any]]:
+    """An instance of `schema`, and what was given of the keys `also` (a domain's request); `texts` stay as written.
 
     Raises UsageError for an unknown key (with the nearest one), a wrong type or a value out of range.
     """
@@ -50,7 +52,7 @@ def read(schema: type[T], pairs: Mapping[str, str], also: Mapping[str, str] | No
     for key, text in pairs.items():
         name = key.replace(".", "_")  # ray.address is the field ray_address
         if key in also:
-            request[key] = _plain(text)
+            request[key] = text if key in texts else _plain(text)
         elif name in types:
             values[name] = _typed(schema, name, text, types[name])
         else:

@@ -31,11 +31,28 @@ def load(cfg: Sampling) -> Loaded:
     return load_student(shipped, cfg.domain)
 
 
-def options(loaded: Loaded, steps: int, noise_scale: float | None) -> dict[str, Any]:
-    """Options of the student's sampler: what the run configured, and what the command line changes."""
-    given = {"steps": steps} if steps else {}
-    configured = sampler_options(loaded.config, loaded.objective)
-    return {**configured, **given, **({} if noise_scale is None else {"noise_scale": noise_scale})}
+def options(
+    loaded: Loaded,
+    steps: int,
+    noise_scale: float | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    method: str | None = None,
+) -> dict[str, Any]:
+    """Options of the student's sampler: what the run configured, and what the command line changes (None: nothing).
+
+    Raises UsageError for an option that this sampler does not take.
+    """
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UsageError(f"top_p={top_p:g}: expected a probability above 0, at most 1")
+    changes = {"noise_scale": noise_scale, "temperature": temperature, "top_p": top_p, "method": method}
+    given = {"steps": steps or None, **changes}
+    given = {key: value for key, value in given.items() if value is not None}
+    for key, value in given.items():
+        if key not in loaded.objective.sample_keys:
+            known = ", ".join(f"{name}=" for name in loaded.objective.sample_keys)
+            raise UsageError(f"{key}={value}: this student's sampler takes {known}: leave it out")
+    return {**sampler_options(loaded.config, loaded.objective), **given}
 
 
 def device() -> torch.device:

@@ -24,7 +24,8 @@ FLAT = 10_000  # files of a folder; more go into a folder a shard
 class Job:
     """A request, resolved. Picklable: it travels to worker processes and to Ray actors as it is.
 
-    options: of the objective's sampler (steps, noise_scale). request: of the domain's `plan` (lengths, labels).
+    options: of the objective's sampler (steps, noise_scale). request: of the domain's `plan` (lengths, labels); a value
+    with an `identity` (the content of a file) stands in the job's own by that.
     shard: designs a shard, 0: `SHARD`, and one batch for requests that fit one. threads: CPU threads of a process;
     part of the identity because matrix products split over threads round differently. precision: fp32 or bf16, empty:
     as the run's. compile: see `Compiled`.
@@ -66,8 +67,11 @@ class Job:
 
     @property
     def file_format(self) -> str:
-        """`format`, or the domain's first."""
-        return self.format or next(iter(self.loaded.domain.formats), PACKED)
+        """`format`, or the domain's first; packed is also called by its suffix, and the default where it is lines."""
+        domain = self.loaded.domain
+        if f".{self.format}" == domain.packed_suffix or (domain.packed_lines and not self.format):
+            return PACKED
+        return self.format or next(iter(domain.formats), PACKED)
 
     @property
     def shard_size(self) -> int:
@@ -104,7 +108,7 @@ class Job:
             **({} if self.network_precision == own_precision else {"precision": self.precision}),
             **({"compile": True} if self.compile else {}),
             **self.options,
-            **self.request,
+            **{key: getattr(value, "identity", value) for key, value in self.request.items()},
             "filters": self.funnel.description,
             "xdistill": __version__,
         }
