@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xdistill import rng
-from xdistill.errors import XDistillError
+from xdistill.errors import UsageError, XDistillError
 from xdistill.models import Batch, Cond, TokenModel
 from xdistill.objectives.base import LossOut, Needs, Objective, Phase
 from xdistill.process import MaskProcess
@@ -21,8 +21,8 @@ from xdistill.state import Tokens
 LEAST = 1e-3  # the smallest training time (text spec 1.1)
 
 
-def stratified_times(n: int, shared: torch.Generator) -> Tensor:
-    """[n] times of this rank, float64: one uniform in each of the world's n x world equal parts of [LEAST, 1].
+def stratified(n: int, shared: torch.Generator) -> Tensor:
+    """[n] of this rank, float64: one uniform in each of the world's n x world equal parts of [0, 1).
 
     shared: a generator in the same state on every rank, so that the parts of all ranks together cover the interval
     (text spec 1.1, the form of the Duo lineage).
@@ -30,7 +30,12 @@ def stratified_times(n: int, shared: torch.Generator) -> Tensor:
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     total = n * world
     u = (rng.rand(total, shared) / total + torch.arange(total) / total) % 1
-    return (LEAST + (1 - LEAST) * u)[rank * n : (rank + 1) * n]
+    return u[rank * n : (rank + 1) * n]
+
+
+def stratified_times(n: int, shared: torch.Generator) -> Tensor:
+    """[n] stratified times of this rank in [LEAST, 1], float64."""
+    return LEAST + (1 - LEAST) * stratified(n, shared)
 
 
 def token_nll(model: TokenModel, process: MaskProcess, x0: Tokens, z_t: Tokens, t: Tensor, cond: Cond) -> Tensor:
@@ -59,15 +64,27 @@ def clean(batch: Batch[Tokens]) -> Tokens:
 class MDLM(Objective):
     """The continuous-time negative ELBO of masked diffusion (2406.07524), averaged over all valid tokens of a batch.
 
-    sample_steps: network calls of the ancestral sampler.
+    times: range of the training times. weight_floor: the weight 1 / t grows no more below this t, which cuts the
+    variance of small batches; a network without time has the same optimum under any weight. sample_steps: network calls
+    of the sampler.
     Oracle: on an enumerable table the optimum is the posterior, and the loss there is the entropy of the data.
     """
 
     needs = Needs(data=True, process=MaskProcess)
     sample_keys = TOKEN_KEYS
 
-    def __init__(self, process: MaskProcess, *, sample_steps: int = 128) -> None:
+    def __init__(
+        self,
+        process: MaskProcess,
+        *,
+        sample_steps: int = 128,
+        times: Sequence[float] = (LEAST, 1.0),
+        weight_floor: float = 0.0,
+    ) -> None:
+        if len(times) != 2 or not 0 < times[0] < times[1] <= 1:
+            raise UsageError(f"times={list(times)}: expected [low, high] with 0 < low < high <= 1")
         self.process, self.sample_steps = process, sample_steps
+        self.times, self.weight_floor = times, weight_floor
 
     @property
     def roles(self) -> tuple[RoleSpec, ...]:
@@ -78,9 +95,11 @@ class MDLM(Objective):
 
     def loss(self, phase: Phase, batch: Batch[Tokens], net: RoleView, generator: torch.Generator) -> LossOut:
         x0 = clean(batch)
-        t = stratified_times(x0.batch, net.shared)
+        low, high = self.times
+        t = low + (high - low) * (stratified_times(x0.batch, net.shared) - LEAST) / (1 - LEAST)
         nelbo = mdlm_loss(net.train("student"), self.process, x0, t, batch.cond, generator)
-        per_sample = nelbo / x0.elements.float().mean()  # a token counts the same in every sequence
+        trimmed = nelbo * (t / t.clamp(min=self.weight_floor)).to(nelbo)
+        per_sample = trimmed / x0.elements.float().mean()  # a token counts the same in every sequence
         return LossOut(per_sample, {"loss": per_sample.detach()})
 
     def sample(
