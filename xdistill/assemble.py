@@ -12,7 +12,7 @@ from torch import nn
 
 from xdistill import registry
 from xdistill.config import role_optim
-from xdistill.domain import Domain
+from xdistill.domain import Domain, clone
 from xdistill.ema import EMAConfig
 from xdistill.engine import OptimConfig
 from xdistill.errors import XDistillError
@@ -31,6 +31,7 @@ def build_networks(cfg: DictConfig | Mapping[str, Any], domain: Domain, objectiv
         return {"student": domain.network() if init == "teacher" else load_student(Path(init)).model}
     teacher = domain.teacher()
     networks = {"student": domain.student(teacher) if init == "teacher" else load_student(Path(init)).model}
+    networks |= {role: clone(networks["student"]) for role in objective.promoted}
     if "critic" in roles:
         networks["critic"] = domain.critic(teacher)
     if "discriminator" in roles:

@@ -75,7 +75,7 @@ def save(module: DistillModule, path: Path, config: Mapping[str, Any], extra: Ma
         if distributed:
             dist.barrier()
         if rank == 0:
-            weights["student_ema"] = module.networks["student_ema"].state_dict()
+            weights |= {role: module.weights(role) for role in kept_roles(module)}
             for role, state in weights.items():
                 save_file({k: v.cpu().contiguous() for k, v in state.items()}, part / "roles" / f"{role}.safetensors")
             _publish(part, path, _manifest(module, part, config, extra or {}))
@@ -166,11 +166,16 @@ def restore(module: DistillModule, checkpoint: Checkpoint) -> None:
         load_strict(engine.load_weights, checkpoint.role(role), checkpoint.path, role)
         state = checkpoint.path / "engines" / role / f"rank{module.global_rank}.pt"
         engine.load_state_dict(_load_state(state))
-    ema = module.networks["student_ema"]
-    load_strict(ema.load_state_dict, checkpoint.role("student_ema"), checkpoint.path, "student_ema")
+    for role in kept_roles(module):
+        load_strict(module.networks[role].load_state_dict, checkpoint.role(role), checkpoint.path, role)
     module.macro_step = manifest["macro_step"]
     module.updates.update(manifest["updates"])
     module.health.load_state_dict(manifest["health"])
+
+
+def kept_roles(module: DistillModule) -> tuple[str, ...]:
+    """Roles that no engine trains and that change nevertheless."""
+    return "student_ema", *module.objective.promoted
 
 
 def _load_state(path: Path) -> dict[str, Any]:

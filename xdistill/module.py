@@ -47,14 +47,14 @@ class DistillModule(L.LightningModule):
         self.trainable = [spec.name for spec in objective.roles if spec.trainable]
         self.networks = nn.ModuleDict({spec.name: networks[spec.name] for spec in objective.roles})
         for spec in objective.roles:
-            self.networks[spec.name].requires_grad_(spec.trainable)
+            self.networks[spec.name].requires_grad_(spec.trainable).train(spec.trainable)
         self.ema = ema or EMAConfig()
         #: what `resets` goes back to; copied before an engine shards or moves the weights
         self.initial = {
             role: {k: v.detach().cpu().clone() for k, v in networks[role].state_dict().items()}
             for role in objective.resettable
         }
-        self.networks["student_ema"] = clone(networks["student"]).requires_grad_(False)
+        self.networks["student_ema"] = clone(networks["student"]).requires_grad_(False).eval()
         self.optim = {role: optim.get(role, OptimConfig()) for role in self.trainable}
         self.engines: dict[str, Engine] = {}
         self.macro_step, self.updates = 0, dict.fromkeys(self.trainable, 0)
@@ -86,6 +86,10 @@ class DistillModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self.setup_engines()
 
+    def weights(self, role: str) -> dict[str, Tensor]:
+        """The whole state dict of a role (a collective call where an engine shards it)."""
+        return self.engines[role].weights() if role in self.engines else self.networks[role].state_dict()
+
     @property
     def slots(self) -> int:
         """Draws of data one macro-step may make: the stream reserves as many."""
@@ -97,6 +101,8 @@ class DistillModule(L.LightningModule):
         for role in self.objective.resets(self.macro_step):
             self.engines[role].load_weights(self.initial[role])
             self.engines[role].optimizer.state.clear()
+        for role, source in self.objective.promotions(self.macro_step).items():
+            self.networks[role].load_state_dict(self.weights(source))
         for phase in self.objective.phases(self.macro_step):
             for repeat in range(phase.repeat):
                 draw = self._update(phase, batch, draw, repeat)

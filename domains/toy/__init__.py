@@ -266,7 +266,7 @@ class ToyTokens(ToyDomain):
             z = self.process.prior(batch.like, generator)
             return ancestral(model, self.process, grid(steps or self.toy.teacher_steps), z, batch.cond, generator)
 
-        return {"reference": sample}
+        return {"reference": sample, "ancestral": sample}
 
     def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
         return token_metrics(samples, self.table, self.toy.vocabulary, seed)

@@ -97,6 +97,13 @@ class Objective(ABC):
         """Those of `resettable` that start again, with their initial weights and a fresh optimizer, at `macro_step`."""
         return ()
 
+    #: Frozen roles that start as copies of the student and are replaced during a run; checkpoints keep them.
+    promoted: Sequence[str] = ()
+
+    def promotions(self, macro_step: int) -> Mapping[str, str]:
+        """Those of `promoted` that take weights at `macro_step`, before it trains, and whose: student, student_ema."""
+        return {}
+
     @abstractmethod
     def loss(self, phase: Phase, batch: Batch, net: RoleView, generator: torch.Generator) -> LossOut:
         """Per-sample loss of the phase's owner; the engine averages it over samples, micro-batches and ranks."""

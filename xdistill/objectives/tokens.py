@@ -52,3 +52,8 @@ class FewStepTokens(Objective):
         """`steps` calls of a sampler of `samplers.mask`."""
         draw = TokenDraw(temperature, top_p)
         return sample_tokens(model, self.process, steps or self.steps, like, cond, generator, method=method, draw=draw)
+
+
+def token_sums(values: Tensor, at: Tensor) -> Tensor:
+    """[N] values of the True positions of `at` [B, L], summed by sample, [B]."""
+    return values.new_zeros(len(at)).index_add(0, at.nonzero()[:, 0], values)

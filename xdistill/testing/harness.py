@@ -80,6 +80,8 @@ def train(
     slots = sum(phase.repeat for phase in objective.phases(10**9))
     metrics: dict[str, float] = {}
     for step in range(steps):
+        for role, source in objective.promotions(step).items():
+            modules[role].load_state_dict(modules[source].state_dict())
         draws = functools.partial(_shifted, batch, step * slots)
         metrics = run_macro_step(objective, modules, optimizers, draws, seed, step, clip=clip)
         if ema:
