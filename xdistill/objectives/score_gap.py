@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +10,11 @@ from torch import Tensor
 
 from xdistill.guidance import Guided, Scales
 from xdistill.models import Batch, Cond, FlowModel
-from xdistill.objectives.base import FewStep, LossOut, Phase
+from xdistill.objectives.base import FewStep, LossOut
+from xdistill.objectives.critic import WithCritic
 from xdistill.objectives.flow_matching import flow_matching_loss
 from xdistill.process import Kind
-from xdistill.roles import RoleSpec, RoleView
+from xdistill.roles import RoleView
 from xdistill.sources import student_rollout
 from xdistill.state import Field
 from xdistill.times import CleanBeta, TimeLaw, Uniform
@@ -23,37 +23,16 @@ CLEAN, EVEN = CleanBeta(low=0.02, high=0.98), Uniform(0.02, 0.98)
 
 
 @dataclass(eq=False, kw_only=True)
-class ScoreGap(FewStep):
+class ScoreGap(WithCritic, FewStep):
     """A student moved by the difference of two scores: its critic's and its teacher's.
 
-    critic_time, student_time: laws of the noise level in the two losses. critic_updates, critic_warmup: critic updates
-    a macro-step, and macro-steps before the student moves. critic_reset: macro-steps after which the critic
-    starts again from its initial weights with a fresh optimizer (protein spec 2.5), 0 is never.
+    critic_time, student_time: laws of the noise level in the two losses. How often the critic learns: see WithCritic.
     guidance: scales of the critic (the teacher comes guided); `build_objective` sets them from the run's `guidance`.
     """
 
     critic_time: TimeLaw = CLEAN
     student_time: TimeLaw = EVEN
-    critic_updates: int = 1
-    critic_warmup: int = 0
-    critic_reset: int = 0
     guidance: Scales = field(default=Scales(), init=False)
-
-    @property
-    def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("teacher", trainable=False), RoleSpec("student"), RoleSpec("critic")
-
-    def phases(self, macro_step: int) -> Sequence[Phase]:
-        critic = Phase("critic", "critic", self.critic_updates)
-        return (critic,) if macro_step < self.critic_warmup else (critic, Phase("student", "student"))
-
-    @property
-    def resettable(self) -> Sequence[str]:  # type: ignore[override]
-        return ("critic",) if self.critic_reset else ()
-
-    def resets(self, macro_step: int) -> Sequence[str]:
-        due = self.critic_reset and macro_step and macro_step % self.critic_reset == 0
-        return ("critic",) if due else ()
 
     def rollout(
         self, batch: Batch[Field], net: RoleView, generator: torch.Generator, *, grad: bool

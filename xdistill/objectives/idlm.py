@@ -1,0 +1,153 @@
+"""Inverse distillation of masked diffusion: the student for whose samples the teacher is the best denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xdistill import rng
+from xdistill.errors import UsageError
+from xdistill.models import Batch, TokenModel
+from xdistill.objectives.base import LossOut, Phase
+from xdistill.objectives.critic import WithCritic
+from xdistill.objectives.jumps import Jump, Start, data_start, entropy, forward_kl, jump, per_row, rollout_start
+from xdistill.objectives.mdlm import LEAST, clean
+from xdistill.objectives.tokens import FewStepTokens
+from xdistill.registry import nearest
+from xdistill.roles import RoleView
+from xdistill.samplers.mask import grid
+from xdistill.state import Tokens
+from xdistill.times import TimeLaw, Uniform
+
+WHOLE = Uniform(0.0, 1.0)
+MATCHES = ("hop", "rest", "all")
+
+
+@dataclass(eq=False, kw_only=True)
+class IDLM(WithCritic, FewStepTokens):
+    """Move the student until the teacher denoises its samples as well as a denoiser trained on them.
+
+    min over G of Loss(teacher; G) - min_f Loss(f; G), Loss the MDLM loss on the student's samples: the sum over masked
+    positions of w(t) KL(f*(. | z_t) || teacher(. | z_t)), f* the exact denoiser of the student's law, which the critic
+    learns. By the envelope theorem f* needs no derivative. The loss of a sample is w(t) sum_l <G_l, log f - log p> over
+    the hidden tokens l that it generated, p the teacher, divided by the tokens of a sequence; f and p see z_t.
+    The critic's targets are the student's probabilities instead of draws from them: the same mean, less noise.
+
+    A start z_s is data noised to an anchor of the student's grid, or (in a share `rollout` of the draws) what its own
+    sampler has made after as many calls. Then z_t, at t = r + (s - r) u with u from the laws student_time and
+    critic_time, keep these uniform and equal for a critic that is not told t, hides again
+    - match=hop: what the student's chain reveals later than t in [r, s], r the next anchor. Integrated over t this is,
+      by the chain rule, the divergence of the tokens that one call reveals together from the teacher's law of them:
+      the chain is right exactly when all its hops are, and no call answers for tokens that its chain would draw later;
+    - match=rest: likewise with r = 0, so that a call answers for all it predicts. One call to the end is a product law,
+      whose best fit to text repeats itself: for students of one call, where it is the same as hop;
+    - match=all: any token, those of the start too, t in [0, 1]: the law of the finished sequences (the paper's).
+    Only the labels' part of the gradient is taken, as in the paper. score: weight of the other part, how the tokens
+    that z_t shows were drawn, by REINFORCE against the mean of the batch; 1 is the whole gradient. forward: share of
+    the forward KL's field f - teacher (Di[M]O 2503.15457, a generalised Jeffrey divergence), which covers more modes.
+    ratio_clip: bound of |log f - log teacher|, 0 is none. kl, entropy: weights of KL(teacher || G) and of the entropy
+    of G in a token's loss at z_s, both against collapse.
+    Differences from the paper (text spec 3, known from summaries): hops, soft targets, the options of the last lines.
+    Oracle: by enumeration, f* minimises the critic's loss, the loss is KL(student's law || table), its gradient is zero
+    when these laws are equal, and a step against it lowers Loss(teacher; G) - min_f Loss(f; G).
+    """
+
+    critic_updates: int = 2
+    critic_time: TimeLaw = WHOLE
+    student_time: TimeLaw = WHOLE
+    match: str = "hop"
+    rollout: float = 0.0
+    score: float = 0.0
+    forward: float = 0.0
+    ratio_clip: float = 0.0
+    kl: float = 0.0
+    entropy: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.match not in MATCHES:
+            raise UsageError(f"unknown match '{self.match}' of idlm{nearest(self.match, MATCHES)}")
+        for key in ("rollout", "forward"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UsageError(f"{key}={getattr(self, key)}: expected a share from 0 to 1")
+
+    def loss(self, phase: Phase, batch: Batch[Tokens], net: RoleView, generator: torch.Generator) -> LossOut:
+        start = self.start(batch, net, generator)
+        own, training = self.process.masked(start.z), phase.owner == "student"
+        student = net.train("student") if training else net.frozen("student")
+        log_g = student(start.z, start.s, batch.cond, at=own)
+        t = self.times(start, self.student_time if training else self.critic_time, generator)
+        made = jump(self.process, start, log_g, t, generator, all_tokens=self.match == "all")
+        if not training:
+            per_sample = self.critic_loss(made, net.train("critic"), batch)
+            return LossOut(per_sample, {"loss": per_sample.detach()})
+        return self.student_loss(made, net.frozen("critic"), net.frozen("teacher"), batch)
+
+    def start(self, batch: Batch[Tokens], net: RoleView, generator: torch.Generator) -> Start:
+        """Noised data, or the student's rollout to one anchor, the same on every rank."""
+        if self.rollout and float(rng.rand(1, net.shared)) < self.rollout:
+            k, student = rng.randint(0, self.steps, net.shared), net.frozen("student")
+            return rollout_start(student, self.process, batch.like, batch.cond, grid(self.steps), k, generator)
+        return data_start(self.process, clean(batch), grid(self.steps), generator)
+
+    def times(self, start: Start, law: TimeLaw, generator: torch.Generator) -> Tensor:
+        """t [B] of z_t: the law's place between the two ends that `match` says."""
+        u = law.sample(start.z.batch, generator).cpu()
+        low, high = (torch.zeros_like(u), torch.ones_like(u)) if self.match == "all" else (start.r, start.s)
+        low = torch.zeros_like(u) if self.match == "rest" else low
+        return (low + (high - low) * u).clamp(min=LEAST)
+
+    def critic_loss(self, made: Jump, critic: TokenModel, batch: Batch[Tokens]) -> Tensor:
+        """The MDLM loss of the critic on the student's samples, [B]: cross-entropy to G, and to the start's tokens."""
+        at, own, log_f, g = self._hidden(made, critic, batch)
+        nll = torch.zeros_like(log_f[:, 0])
+        nll[own[at]] = -(g.exp() * log_f[own[at]]).sum(1)
+        seen = ~own[at]
+        nll[seen] = -log_f[seen].gather(1, made.start.z.ids[at][seen][:, None]).squeeze(1)
+        return self._weighted(made, per_row(at, nll))
+
+    def student_loss(self, made: Jump, critic: TokenModel, teacher: TokenModel, batch: Batch[Tokens]) -> LossOut:
+        """w(t) sum <G, log f - log teacher> over the student's hidden tokens and its options, [B]."""
+        at, own, log_f, g = self._hidden(made, critic, batch)
+        mine = at & own
+        log_p = teacher(made.z_t, made.t, batch.cond, at=mine)
+        log_f = log_f[own[at]]
+        ratio = log_f - log_p
+        if self.ratio_clip:
+            ratio = ratio.clamp(-self.ratio_clip, self.ratio_clip)
+        gap = self._weighted(made, per_row(mine, (g.exp() * ratio).sum(1)))
+        per_sample = gap
+        if self.forward:
+            pull = self._weighted(made, per_row(mine, (g * (log_f.exp() - log_p.exp())).sum(1)))
+            per_sample = (1 - self.forward) * gap + self.forward * pull
+        if self.score:
+            per_sample = per_sample + self.score * self.credit(made, gap.detach())
+        spread = entropy(made.log_g)
+        metrics = {"gap": gap.detach(), "entropy": spread.detach().mean()}
+        token = -self.entropy * spread
+        if self.kl:
+            kl = forward_kl(teacher(made.start.z, made.start.s, batch.cond, at=own), made.log_g)
+            token, metrics["kl"] = token + self.kl * kl, kl.detach().mean()
+        if self.kl or self.entropy:
+            per_sample = per_sample + per_row(own, token) / own.sum(1).float().mean().clamp(min=1)
+        return LossOut(per_sample, metrics | {"loss": per_sample.detach()})
+
+    def credit(self, made: Jump, reward: Tensor) -> Tensor:
+        """[B], whose gradient is (reward - mean of the others) grad log G(the tokens that z_t shows)."""
+        own = self.process.masked(made.start.z)
+        shown = own & ~self.process.masked(made.z_t)
+        log_p = made.log_g[shown[own]].gather(1, made.z_t.ids[shown][:, None]).squeeze(1)
+        others = (reward.sum() - reward) / max(len(reward) - 1, 1)
+        return (reward - others) * per_row(shown, log_p)
+
+    def _hidden(self, made: Jump, model: TokenModel, batch: Batch[Tokens]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is hidden in z_t and in the start, [B, L]; the model's log p at the former and log G at both."""
+        at, own = self.process.masked(made.z_t), self.process.masked(made.start.z)
+        return at, own, model(made.z_t, made.t, batch.cond, at=at), made.log_g[at[own]]
+
+    def _weighted(self, made: Jump, sums: Tensor) -> Tensor:
+        """w(t) times sums over a sample's tokens, per free token of a sequence, [B]."""
+        tokens = made.z_t.free.sum(1).to(sums).mean().clamp(min=1)
+        return self.process.weight(made.t).to(sums) * sums / tokens
