@@ -18,10 +18,10 @@ from xdistill.domain import Metric
 from xdistill.domains.protein import geometry
 from xdistill.domains.protein.chains import ChainSet, coarse_class
 from xdistill.domains.protein.codec import NM
-from xdistill.domains.protein.intervals import bootstrap_sums
 from xdistill.domains.protein.labels import LEVELS as CATH_LEVELS
 from xdistill.domains.protein.labels import ClassMap, coarse_class_map, prefixes
 from xdistill.errors import UsageError, XDistillError
+from xdistill.intervals import bootstrap_sums
 
 if TYPE_CHECKING:
     from xdistill.domains.protein.gearnet import GearNet

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xdistill.domain import Metric
 from xdistill.domains.protein.alignment import structural_tm
-from xdistill.domains.protein.intervals import bootstrap_pairs, bootstrap_rows
+from xdistill.intervals import bootstrap_pairs, bootstrap_rows
 
 Array = NDArray[np.float64]
 SAME_FOLD = 0.5

@@ -18,9 +18,9 @@ from xdistill.domain import Metric
 from xdistill.domains.protein import mpnn
 from xdistill.domains.protein.codec import NM
 from xdistill.domains.protein.folding import FoldingBackend, load_backend
-from xdistill.domains.protein.intervals import bootstrap_sums
 from xdistill.domains.protein.similarity import kabsch_rmsd, tm_scores
 from xdistill.errors import XDistillError
+from xdistill.intervals import bootstrap_sums
 
 Array = NDArray[np.float64]
 Designer = Callable[[ArrayLike, str], Sequence[str]]  # (trace [n, 3] nm, seed) -> sequences

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from xdistill.domain import Metric
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.classifier import SHIPPED, Classified, FoldClassifier, load_classifier
-from xdistill.domains.protein.intervals import QUANTILES, bootstrap_rows
 from xdistill.errors import XDistillError
+from xdistill.intervals import QUANTILES, bootstrap_rows
 
 Array = NDArray[np.float64]
 REFERENCE = SHIPPED.with_name("classifier_reference.safetensors")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xdistill.domain import Metric
 from xdistill.domains.protein.backbone import place_backbones
-from xdistill.domains.protein.intervals import bootstrap_sums
+from xdistill.intervals import bootstrap_sums
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]

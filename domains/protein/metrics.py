@@ -25,9 +25,9 @@ from xdistill.domain import ExtraMetrics, Metric
 from xdistill.domains.protein import geometry
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.codec import NM
-from xdistill.domains.protein.intervals import bootstrap_pairs, bootstrap_rows, bootstrap_sums
 from xdistill.domains.protein.similarity import pairwise_tm
 from xdistill.errors import XDistillError
+from xdistill.intervals import bootstrap_pairs, bootstrap_rows, bootstrap_sums
 
 Array = NDArray[np.float64]
 BOND, BOND_TOLERANCE = 3.8, 0.1  # A

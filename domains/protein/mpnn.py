@@ -23,10 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from xdistill.domain import Metric
 from xdistill.domains.protein.codec import NM
-from xdistill.domains.protein.intervals import bootstrap_sums
 from xdistill.domains.protein.mpnn_design import decode, sample_letters
 from xdistill.domains.protein.mpnn_network import CaMPNN
 from xdistill.errors import UsageError, XDistillError
+from xdistill.intervals import bootstrap_sums
 from xdistill.rng import generator
 
 Array = NDArray[np.float64]

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from xdistill.domain import Metric
 from xdistill.domains.protein.alignment import likeness, structural_tm
 from xdistill.domains.protein.chains import ChainSet, load_embedded
-from xdistill.domains.protein.intervals import bootstrap_sums
+from xdistill.intervals import bootstrap_sums
 
 Array = NDArray[np.float64]
 CHAINS = 64  # about 1 s each on one core

@@ -10,7 +10,6 @@ from xdistill import rng
 from xdistill.domains.protein import geometry
 from xdistill.domains.protein.chains import load_embedded
 from xdistill.domains.protein.data import random_rotations
-from xdistill.domains.protein.intervals import bootstrap_pairs, bootstrap_sums
 from xdistill.domains.protein.metrics import (
     CHAIN_METRICS,
     calibrate,
@@ -20,6 +19,7 @@ from xdistill.domains.protein.metrics import (
 )
 from xdistill.domains.protein.similarity import kabsch_rmsd, pairwise_tm, tm_scale, tm_scores
 from xdistill.errors import XDistillError
+from xdistill.intervals import bootstrap_pairs, bootstrap_sums
 
 
 def traces(split: str, n: int | None = None) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Numbers with bootstrap 95 % intervals over independent units (chains)."""
+"""Numbers with bootstrap 95 % intervals over independent units (chains, texts, images)."""
 
 from __future__ import annotations
 
