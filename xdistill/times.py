@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -68,6 +69,30 @@ class CleanBeta:
 
 
 @dataclass(frozen=True)
+class Beta:
+    """Beta(a, b) with whole a and b, clamped to [low, high]: a = b = 1 is uniform (DiDi-Instruct, text spec 2.3)."""
+
+    a: float = 2
+    b: float = 2
+    low: float = 0.02
+    high: float = 0.98
+
+    def __post_init__(self) -> None:
+        if any(x < 1 or x != int(x) for x in (self.a, self.b)):
+            raise UsageError(f"time law beta with a={self.a}, b={self.b}: expected whole numbers, at least 1")
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        count = int(self.a + self.b) - 1  # the a-th smallest of so many uniforms has this law
+        t = rng.rand(n * count, generator).view(n, count).sort(1).values[:, int(self.a) - 1]
+        return t.clamp(self.low, self.high)
+
+    def density(self, t: Tensor) -> Tensor:
+        """Of the unclamped law, at t."""
+        log_norm = math.lgamma(self.a + self.b) - math.lgamma(self.a) - math.lgamma(self.b)
+        return math.exp(log_norm) * t ** (self.a - 1) * (1 - t) ** (self.b - 1)
+
+
+@dataclass(frozen=True)
 class LogGrid:
     """t = 10^(-decades k / steps), k ~ U{0..steps}, clamped: log-spaced noise levels (protein spec 2.3)."""
 
@@ -120,7 +145,13 @@ def shared(t: Tensor | float, n: int, device: torch.device | str = "cpu") -> Ten
     return torch.as_tensor(t, dtype=torch.float64).expand(n).to(device)
 
 
-_LAWS = {"uniform": Uniform, "logit_normal": LogitNormal, "clean_beta": CleanBeta, "log_grid": LogGrid}
+_LAWS = {
+    "uniform": Uniform,
+    "logit_normal": LogitNormal,
+    "clean_beta": CleanBeta,
+    "beta": Beta,
+    "log_grid": LogGrid,
+}
 _ANCHORS = {"linear": LinearAnchors, "log": LogAnchors}
 
 

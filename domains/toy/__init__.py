@@ -35,6 +35,7 @@ from xdistill.domains.toy.data import (
     condition,
     integer,
 )
+from xdistill.domains.toy.discriminator import TinyTokenDiscriminator
 from xdistill.domains.toy.filters import Radius, Side, radius, similarity
 from xdistill.domains.toy.metrics import point_metrics
 from xdistill.domains.toy.teacher import Label, MixtureTeacher, PointNet
@@ -250,7 +251,7 @@ class ToyTokens(ToyDomain):
         return clone(teacher) if isinstance(teacher, TokenNet) else self.network()
 
     def discriminator(self, teacher: nn.Module) -> nn.Module:
-        raise UsageError("toy tokens offer no discriminator: use an objective without one")
+        return TinyTokenDiscriminator(self.toy.vocabulary, self.toy.length)
 
     def _source(self, batch_size: int, seed: int, *, real: bool) -> DataSource:
         return TokenSource(self.table, self.toy.vocabulary, self.toy.length, batch_size, seed, real)
