@@ -2,7 +2,7 @@
 
     python tools/train_protein_teacher.py --out runs/protein_mini
 
-Run it again to continue from its newest checkpoint. tools/export_protein_network.py turns the run into the asset.
+Run it again to continue from its newest checkpoint. tools/export_assets.py turns the run into the asset.
 """
 
 from __future__ import annotations
