@@ -1,20 +1,28 @@
-"""Samplers of masked diffusion: pure functions that reveal tokens, and never touch what the user gave."""
+"""Samplers of masked diffusion by name: pure functions that reveal tokens, and never touch what was visible."""
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from xdistill import registry
 from xdistill.errors import UsageError
 from xdistill.models import Cond, TokenModel
-from xdistill.process.mask import MaskProcess, uniforms
+from xdistill.process.mask import MaskProcess
 from xdistill.registry import nearest
 from xdistill.rng import Generator
+from xdistill.samplers.draws import PLAIN, PRECISIONS, TokenDraw, token_uniforms
+from xdistill.samplers.mask_confidence import entropy_bounded, threshold, top_k
+from xdistill.samplers.mask_order import first_hitting, spread
+from xdistill.samplers.mask_remask import psi, remdm
+from xdistill.samplers.mask_reveal import reveal
+from xdistill.samplers.mask_score import analytic_weights, ancestral_weights, replay
 from xdistill.state import Tokens
+
+GREEDY = TokenDraw(temperature=0)
 
 
 def grid(steps: int) -> Tensor:
@@ -22,32 +30,6 @@ def grid(steps: int) -> Tensor:
     if steps < 1:
         raise UsageError(f"steps={steps}: expected at least one network call")
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class TokenDraw:
-    """How a token is drawn from its log-probabilities.
-
-    temperature: divides them, 0 takes the most likely. top_p: keep the smallest set that has this much probability.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __call__(self, log_p: Tensor, u: Tensor) -> Tensor:
-        """[N] ids from log_p [N, V] and uniforms u [N] float64, by the inverse of a float64 distribution function."""
-        if self.temperature == 0:
-            return log_p.argmax(1)
-        p = (log_p.double() / self.temperature).softmax(1)
-        if self.top_p < 1:
-            sorted_p, order = p.sort(1, descending=True)
-            outside = sorted_p.cumsum(1) - sorted_p >= self.top_p
-            p = p.masked_fill(torch.zeros_like(outside).scatter(1, order, outside), 0)
-        cdf = p.cumsum(1)
-        return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1).clamp(max=p.shape[1] - 1)
-
-
-PLAIN = TokenDraw()
 
 
 def ancestral(
@@ -59,24 +41,46 @@ def ancestral(
     generator: Generator,
     *,
     draw: TokenDraw = PLAIN,
+    last: str = "draw",
+    precision: str = "float64",
+    tweedie: bool = False,
 ) -> Tokens:
     """From t to r every masked token is revealed with probability (keep_r - keep_t) / (1 - keep_t) (2406.07524 eq. 7).
 
-    times: [N + 1] decreasing to 0. Only what is revealed goes through the vocabulary head.
+    When a token is revealed does not depend on what it is: a position is still masked at t_k with probability
+    (1 - keep(t_k)) / (1 - keep(t_0)), so one uniform says at which call it is revealed and another which token it
+    becomes. The law is that of the step-by-step rule, and the same generator reveals in the same order at any N.
+
+    Args:
+        times: [N + 1] decreasing to 0; with a later end some masks stay.
+        last: `draw`, or `argmax` for the most likely tokens in the last call (MDLM's noise removal).
+        precision: `float64`, or `paper_fp32` for the published fp32 race over the vocabulary (text spec 1.8).
+        tweedie: of a replay in `paper_fp32`, computes the same law through the concrete score (see `analytic`).
+
+    Raises UsageError for another `last` or `precision`.
     """
-    for t, r in itertools.pairwise(times):
-        tb, rb = t.expand(z.batch), r.expand(z.batch)
-        reveal = process.masked(z) & (uniforms(z, generator) < process.reveal(tb, rb).to(z.ids.device)[:, None])
-        u = uniforms(z, generator)[reveal]
-        if reveal.any():
-            ids = z.ids.clone()
-            ids[reveal] = draw(model(z, tb, cond, at=reveal), u)
-            z = z.with_ids(ids)
-    return z
+    if last not in ("draw", "argmax"):
+        raise UsageError(f"last={last}: expected draw or argmax")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision={precision}: expected {' or '.join(PRECISIONS)}")
+    final = GREEDY if last == "argmax" else None
+    if precision == "paper_fp32":
+        weights = analytic_weights if tweedie else ancestral_weights
+        return replay(model, process, times, z, cond, generator, weights, draw, final)
+    when, which = token_uniforms(z, generator, 2)
+    step = torch.where(process.masked(z), reveal_steps(process, times, when), len(times))
+    return reveal(model, z, times[None, :-1], cond, step, which, draw, final)
+
+
+def reveal_steps(process: MaskProcess, times: Tensor, u: Tensor) -> Tensor:
+    """The call in 0..N, N = never, that reveals a position of uniform u under ancestral sampling over times [N + 1]."""
+    mask = 1 - process.keep(times)
+    masked = (mask[1:] / mask[0]).flip(0).to(u.device)  # P(still masked after call k), k descending
+    return len(masked) - torch.searchsorted(masked, u.contiguous(), right=True)
 
 
 class TokenSampler(Protocol):
-    """A sampler over times [N + 1] from a partly masked z to a finished sequence."""
+    """A sampler over times [N + 1] from a partly masked z to a finished sequence, and its own keyword options."""
 
     def __call__(
         self,
@@ -91,7 +95,20 @@ class TokenSampler(Protocol):
     ) -> Tokens: ...
 
 
-METHODS: dict[str, TokenSampler] = {"ancestral": ancestral}
+#: By name. N calls or fewer each; `first_hitting` makes one a token. Fewer is what adaptive ones are for.
+METHODS: dict[str, TokenSampler] = {
+    "ancestral": ancestral,
+    "analytic": partial(ancestral, tweedie=True),
+    "first_hitting": first_hitting,
+    "spread": spread,
+    "psi": psi,
+    "remdm": remdm,
+    "confidence": partial(top_k, score="probability"),
+    "margin": partial(top_k, score="margin"),
+    "entropy": partial(top_k, score="entropy"),
+    "threshold": threshold,
+    "entropy_bounded": entropy_bounded,
+}
 
 #: What `sample_tokens` is configured with.
 TOKEN_KEYS = ("steps", "temperature", "top_p", "method")
@@ -107,9 +124,14 @@ def sample_tokens(
     *,
     method: str = "ancestral",
     draw: TokenDraw = PLAIN,
+    **options: Any,
 ) -> Tokens:
-    """From the prior to a finished sequence in `steps` calls of the method; raises UsageError for an unknown one."""
+    """From the prior to a finished sequence in `steps` calls of the method, with options of its own.
+
+    Raises UsageError for an unknown method and for an option that the method does not have.
+    """
     if method not in METHODS:
         raise UsageError(f"unknown method '{method}' of token samplers{nearest(method, METHODS)}")
-    z = process.prior(like, generator)
-    return METHODS[method](model, process, grid(steps), z, cond, generator, draw=draw)
+    fixed = {"model": model, "process": process, "times": grid(steps), "z": process.prior(like, generator)}
+    fixed |= {"cond": cond, "generator": generator, "draw": draw}
+    return registry.call(METHODS[method], options, f"method '{method}'", **fixed)
