@@ -96,7 +96,7 @@ class MDLM(Objective):
     def loss(self, phase: Phase, batch: Batch[Tokens], net: RoleView, generator: torch.Generator) -> LossOut:
         x0 = clean(batch)
         low, high = self.times
-        t = low + (high - low) * (stratified_times(x0.batch, net.shared) - LEAST) / (1 - LEAST)
+        t = low + (high - low) * stratified(x0.batch, net.shared)
         nelbo = mdlm_loss(net.train("student"), self.process, x0, t, batch.cond, generator)
         trimmed = nelbo * (t / t.clamp(min=self.weight_floor)).to(nelbo)
         per_sample = trimmed / x0.elements.float().mean()  # a token counts the same in every sequence

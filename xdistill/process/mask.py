@@ -56,11 +56,16 @@ class MaskProcess(Process[Tokens]):
 
 
 def uniforms(like: Tokens, generator: Generator) -> Tensor:
-    """[B, L] float64 in [0, 1); one generator a sample makes row i a function of generator i alone."""
-    batch, length = like.ids.shape
+    """[B, L] float64 in [0, 1); one generator a sample makes row i a function of generator i alone.
+
+    Drawn for real tokens only, sample after sample, and 0 elsewhere: padding changes no draw.
+    """
     if isinstance(generator, Recorded):
         return generator.next()
+    u = torch.zeros(like.ids.shape, dtype=torch.float64, device=like.ids.device)
     if isinstance(generator, torch.Generator):
-        return rng.rand(batch * length, generator).view(batch, length).to(like.ids.device)
+        return u.masked_scatter(like.mask, rng.rand(int(like.mask.sum()), generator).to(u))
     assert isinstance(generator, Sequence)
-    return torch.stack([rng.rand(length, g) for g in generator]).to(like.ids.device)
+    counts = like.elements.tolist()
+    rows = [rng.rand(n, g).to(u) for n, g in zip(counts, generator, strict=True)]
+    return u.masked_scatter(like.mask, torch.cat(rows)) if rows else u
