@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from xdistill.domain import DataSource, Metric, TeacherSampler
 from xdistill.domains.text import teacher
-from xdistill.domains.text.corpus import ASSETS, split
+from xdistill.domains.text.checkpoint import check_tokenizer, load_text_model
+from xdistill.domains.text.data import corpus, documents_of
 from xdistill.domains.text.denoiser import TextDenoiser
+from xdistill.domains.text.discriminator import TokenDiscriminator
+from xdistill.domains.text.documents import Documents
 from xdistill.domains.text.packing import Packed, PackedSource
 from xdistill.domains.text.serving import TextServing
-from xdistill.domains.text.tokenizers import TextTokenizer, read_tokenizer
+from xdistill.domains.text.tokenizer_files import load_tokenizer
+from xdistill.domains.text.tokenizers import TextTokenizer
 from xdistill.errors import UsageError
 from xdistill.models import Batch
 from xdistill.process import MaskProcess
 from xdistill.registry import nearest
 from xdistill.rng import Generator
-from xdistill.samplers.mask import ancestral, grid
+from xdistill.samplers.mask import sample_tokens
 from xdistill.state import Tokens
 
 
@@ -30,12 +34,21 @@ from xdistill.state import Tokens
 class TextDomainConfig:
     """The text domain's section of a configuration.
 
-    tokenizer: `shipped` (a BPE of 1,024 ids trained on the corpus). context: tokens of a sequence. reference_steps:
-    network calls of the teacher's own sampler.
+    tokenizer: `shipped` (a BPE of 1,024 ids trained on the corpus), `bytes`, `gpt2`, `bpe-N` (trained on the data), or
+    a folder of the transformers library. context: tokens of a sequence. size: of a network to train from nothing,
+    `mini` or a published one. timed: whether the teacher is told the time: `auto` as its file says, else true or false.
+    text_key: field of .jsonl and .parquet files that holds the text. holdout: share of your documents kept for
+    validation. judge: what measures perplexity, `ar` and `ngram` are ours. reference_steps: network calls of the
+    teacher's own sampler.
     """
 
     tokenizer: str = "shipped"
     context: int = 128
+    size: str = "mini"
+    timed: str | bool = "auto"
+    text_key: str = "text"
+    holdout: float = 0.02
+    judge: str = "ar"
     reference_steps: int = 128
 
 
@@ -51,19 +64,42 @@ class TextDomain(TextServing):
             if key not in known:
                 raise UsageError(f"unknown key 'domain.{key}' of the text domain{nearest(key, known)}")
         self.text = TextDomainConfig(**cfg)
+        if self.text.timed not in ("auto", True, False):
+            raise UsageError(f"domain.timed={self.text.timed}: expected auto, true or false")
         self.context = self.text.context
-        self.process = MaskProcess(self.tokenizer.mask_id)
+
+    @cached_property
+    def process(self) -> MaskProcess:  # type: ignore[override]
+        """The masking of this tokenizer."""
+        return MaskProcess(self.tokenizer.mask_id)
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:  # type: ignore[override]
         """The configured tokenizer."""
-        return read_tokenizer(ASSETS / "austen_bpe1024.json")
+        return load_tokenizer(self.text.tokenizer, self.documents)
+
+    @cached_property
+    def documents(self) -> Documents:
+        """The user's documents, or the embedded corpus."""
+        return documents_of(self.data_path, self.text.text_key, self.text.holdout)
+
+    @cached_property
+    def _teacher(self) -> TextDenoiser:
+        path = teacher.SHIPPED_TEACHER if self.teacher_weights == "shipped" else Path(self.teacher_weights)
+        timed = None if self.text.timed == "auto" else bool(self.text.timed)
+        model = load_text_model(path, mask_id=self.tokenizer.mask_id, timed=timed)
+        check_tokenizer(model.net.config.vocabulary, self.tokenizer, model.process.mask_id)
+        return model
 
     def teacher(self) -> nn.Module:
-        raise UsageError("the text domain ships no teacher yet")
+        return self._teacher
 
     def network(self) -> nn.Module:
-        return teacher.mini(self.tokenizer.vocabulary, self.process)
+        return teacher.fresh(self.text.size, self.tokenizer.vocabulary, self.process)
+
+    def discriminator(self, teacher: nn.Module) -> nn.Module:
+        assert isinstance(teacher, TextDenoiser)
+        return TokenDiscriminator(teacher)
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         return teacher.describe(module) if isinstance(module, TextDenoiser) else {}
@@ -71,11 +107,15 @@ class TextDomain(TextServing):
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
         return teacher.from_description(dict(description))
 
-    def packed(self, name: str) -> Packed:
-        """The `train` or `validation` stream of ids."""
-        t = self.tokenizer
-        ids = [i for text in split(name) for i in [*t.encode(text), t.end_id]]
-        return Packed(np.asarray(ids, dtype=np.uint16), self.text.context, t.end_id)
+    def shipped_student(self) -> Path:
+        return teacher.SHIPPED_STUDENT
+
+    def packed(self, split: str) -> Packed:
+        """The `train` or `validation` sequences."""
+        packed, report = corpus(self.documents, self.tokenizer, split, self.context)
+        if self.data_path is not None:
+            self.data_report = report
+        return packed
 
     def data(self, batch_size: int, seed: int) -> DataSource:
         return PackedSource(self.packed("train"), seed, batch_size)
@@ -84,11 +124,16 @@ class TextDomain(TextServing):
         return self.data(batch_size, seed)
 
     def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
-        def sample(model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Tokens:
-            z = self.process.prior(batch.like, generator)
-            return ancestral(model, self.process, grid(steps or self.text.reference_steps), z, batch.cond, generator)
+        """`reference` is MDLM's at as many calls as tokens; the rest are its best chances at few."""
+        methods = {"reference": "ancestral", **{name: name for name in ("ancestral", "spread", "entropy")}}
+        return {name: self._sampler(method) for name, method in methods.items()}
 
-        return {"reference": sample}
+    def _sampler(self, method: str) -> TeacherSampler:
+        def sample(model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Tokens:
+            steps = steps or self.text.reference_steps
+            return sample_tokens(model, self.process, steps, batch.like, batch.cond, generator, method=method)
+
+        return sample
 
     def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
         return {"score": Metric(0.0, 0.0, 0.0, len(samples))}

@@ -8,8 +8,10 @@ import torch
 
 from xdistill.domains.text.corpus import ASSETS
 from xdistill.domains.text.denoiser import TextDenoiser
-from xdistill.domains.text.network import Block, TextConfig, TextDiT
+from xdistill.domains.text.network import SIZES, Block, TextConfig, TextDiT
+from xdistill.errors import UsageError
 from xdistill.process import MaskProcess
+from xdistill.registry import nearest
 
 SHIPPED_TEACHER = ASSETS / "mini_teacher.safetensors"
 SHIPPED_STUDENT = ASSETS / "mini_student"
@@ -18,9 +20,12 @@ SHIPPED_STUDENT = ASSETS / "mini_student"
 MINI = {"hidden": 192, "blocks": 6, "heads": 3, "cond": 32, "dropout": 0.0}
 
 
-def mini(vocabulary: int, process: MaskProcess) -> TextDenoiser:
-    """A fresh network of the shipped teacher's size."""
-    net = TextDiT(TextConfig(vocabulary, **MINI))  # type: ignore[arg-type]
+def fresh(size: str, vocabulary: int, process: MaskProcess) -> TextDenoiser:
+    """A network to train: `mini`, the shipped teacher's size, or a published size; raises UsageError for another."""
+    sizes: dict[str, dict[str, Any]] = {"mini": MINI, **SIZES}
+    if size not in sizes:
+        raise UsageError(f"domain.size={size}: expected {', '.join(sizes)}{nearest(size, sizes)}")
+    net = TextDiT(TextConfig(vocabulary, **sizes[size]))
     look_around(net)
     return TextDenoiser(net, process)
 
