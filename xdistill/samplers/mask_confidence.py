@@ -86,8 +86,8 @@ def top_k(
 ) -> Tokens:
     """The surest tokens first, an even share in each of N calls (MaskGIT 2202.04200, LLaDA 2502.09992).
 
-    `margin` and `entropy` look at the law alone, and are exact with one token a call. `probability` keeps the likeliest of
-    the tokens drawn, which sharpens the law even of an exact network: watch the entropy of samples.
+    `margin` and `entropy` look at the law alone, and are exact with one token a call. `probability` keeps the likeliest
+    of the tokens drawn, which sharpens the law even of an exact network: watch the entropy of samples.
     """
 
     def count(best: Tensor, masks: Tensor, left: int) -> Tensor:
