@@ -1,10 +1,17 @@
-"""The embedded corpus: Jane Austen's six novels, public domain (text spec 5.1)."""
+"""The embedded corpus: Jane Austen's six novels, public domain (text spec 5.1, assets/SOURCES.md)."""
 
 from __future__ import annotations
 
 import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+from xdistill.domains.text.documents import Piece
+from xdistill.domains.text.text_report import TextReport
 
 ASSETS = Path(__file__).parent / "assets"
 AUSTEN = ASSETS / "austen_clean.txt.xz"
@@ -27,3 +34,27 @@ def novels() -> dict[str, str]:
 def split(name: str) -> list[str]:
     """The documents of `train` or `validation`: Persuasion is held out whole, so nothing leaks."""
     return [text for title, text in novels().items() if (title == VALIDATION) == (name == "validation")]
+
+
+@dataclass(frozen=True)
+class Austen:
+    """The novels as `Documents`, split as `split` does."""
+
+    name: str = "the embedded corpus"
+    holdout: float | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, novels().values()))
+
+    def identity(self) -> dict[str, Any]:
+        return {"sha256": sha256(AUSTEN.read_bytes()).hexdigest(), "validation": VALIDATION}
+
+    def pieces(self, report: TextReport) -> Iterator[Piece]:
+        report.files += 1
+        for name in ("train", "validation"):
+            for text in split(name):
+                report.documents += 1
+                report.characters += len(text)
+                report.held_out += name == "validation"
+                yield Piece(text, name, last=True)

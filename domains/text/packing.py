@@ -16,27 +16,34 @@ from xdistill.state import Tokens
 
 @dataclass(frozen=True)
 class Packed:
-    """ids: all documents one after another, END after each [T]; may be memory-mapped. length: of a sequence L."""
+    """ids: all documents one after another, END after each [T]; may be memory-mapped. length: of a sequence L.
+
+    begin_id: begins a sequence, None: `end_id`. wrap: whether sequences begin and end with these ids at all.
+    """
 
     ids: NDArray[np.integer]
     length: int
     end_id: int
+    begin_id: int | None = None
+    wrap: bool = True
 
     @property
     def body(self) -> int:
         """Tokens of the corpus in a sequence."""
-        return self.length - 2
+        return self.length - 2 if self.wrap else self.length
 
     def __len__(self) -> int:
-        """Sequences that every offset offers."""
-        return (len(self.ids) - self.body + 1) // self.body
+        """Sequences that every offset offers; one when the corpus has a single body and no room for an offset."""
+        return max((len(self.ids) - self.body + 1) // self.body, int(len(self.ids) >= self.body))
 
     def sequence(self, chunk: int, offset: int = 0) -> Tensor:
         """[L] int64: chunk `chunk` of the stream without its first `offset` < body tokens."""
-        start = offset + chunk * self.body
+        start = min(offset + chunk * self.body, len(self.ids) - self.body)
         body = torch.from_numpy(np.asarray(self.ids[start : start + self.body], dtype=np.int64))
-        end = torch.tensor([self.end_id])
-        return torch.cat([end, body, end])
+        if not self.wrap:
+            return body
+        begin = self.end_id if self.begin_id is None else self.begin_id
+        return torch.cat([torch.tensor([begin]), body, torch.tensor([self.end_id])])
 
 
 @dataclass(frozen=True)
