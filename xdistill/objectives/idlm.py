@@ -47,6 +47,7 @@ class IDLM(WithCritic, FewStepTokens):
     Only the labels' part of the gradient is taken, as in the paper. score: weight of the other part, how the tokens
     that z_t shows were drawn, by REINFORCE against the mean of the batch; 1 is the whole gradient. forward: share of
     the forward KL's field f - teacher (Di[M]O 2503.15457, a generalised Jeffrey divergence), which covers more modes.
+    weight_floor: w(t) = 1 / t grows no more below this t, against the variance of the last hop's few hidden tokens.
     ratio_clip: bound of |log f - log teacher|, 0 is none. kl, entropy: weights of KL(teacher || G) and of the entropy
     of G in a token's loss at z_s, both against collapse.
     Differences from the paper (text spec 3, known from summaries): hops, soft targets, the options of the last lines.
@@ -61,6 +62,7 @@ class IDLM(WithCritic, FewStepTokens):
     rollout: float = 0.0
     score: float = 0.0
     forward: float = 0.0
+    weight_floor: float = 0.0
     ratio_clip: float = 0.0
     kl: float = 0.0
     entropy: float = 0.0
@@ -94,34 +96,29 @@ class IDLM(WithCritic, FewStepTokens):
 
     def times(self, start: Start, law: TimeLaw, generator: torch.Generator) -> Tensor:
         """t [B] of z_t: the law's place between the two ends that `match` says."""
-        u = law.sample(start.z.batch, generator).cpu()
+        u = law.sample(start.z.batch, generator).to(start.s)
         low, high = (torch.zeros_like(u), torch.ones_like(u)) if self.match == "all" else (start.r, start.s)
         low = torch.zeros_like(u) if self.match == "rest" else low
         return (low + (high - low) * u).clamp(min=LEAST)
 
     def critic_loss(self, made: Jump, critic: TokenModel, batch: Batch[Tokens]) -> Tensor:
-        """The MDLM loss of the critic on the student's samples, [B]: cross-entropy to G, and to the start's tokens."""
-        at, own, log_f, g = self._hidden(made, critic, batch)
-        nll = torch.zeros_like(log_f[:, 0])
-        nll[own[at]] = -(g.exp() * log_f[own[at]]).sum(1)
-        seen = ~own[at]
-        nll[seen] = -log_f[seen].gather(1, made.start.z.ids[at][seen][:, None]).squeeze(1)
-        return self._weighted(made, per_row(at, nll))
+        """The MDLM loss of the critic on the student's samples, [B], with their law G in place of its draws."""
+        at = self.process.masked(made.z_t)
+        log_f = critic(made.z_t, made.t, batch.cond, at=at)
+        return self._weighted(made, per_row(at, self._expected(made, at, -log_f)))
 
     def student_loss(self, made: Jump, critic: TokenModel, teacher: TokenModel, batch: Batch[Tokens]) -> LossOut:
-        """w(t) sum <G, log f - log teacher> over the student's hidden tokens and its options, [B]."""
-        at, own, log_f, g = self._hidden(made, critic, batch)
-        mine = at & own
-        log_p = teacher(made.z_t, made.t, batch.cond, at=mine)
-        log_f = log_f[own[at]]
+        """w(t) sum <G, log f - log teacher> over the hidden tokens, and what the options add, [B]."""
+        at, own = self.process.masked(made.z_t), self.process.masked(made.start.z)
+        log_f, log_p = (model(made.z_t, made.t, batch.cond, at=at) for model in (critic, teacher))
         ratio = log_f - log_p
         if self.ratio_clip:
             ratio = ratio.clamp(-self.ratio_clip, self.ratio_clip)
-        gap = self._weighted(made, per_row(mine, (g.exp() * ratio).sum(1)))
-        per_sample = gap
+        per_sample = gap = self._weighted(made, per_row(at, self._expected(made, at, ratio)))
         if self.forward:
-            pull = self._weighted(made, per_row(mine, (g * (log_f.exp() - log_p.exp())).sum(1)))
-            per_sample = (1 - self.forward) * gap + self.forward * pull
+            mine = own[at]
+            pull = (made.log_g[at[own]] * (log_f.exp() - log_p.exp())[mine]).sum(1)
+            per_sample = (1 - self.forward) * gap + self.forward * self._weighted(made, per_row(at & own, pull))
         if self.score:
             per_sample = per_sample + self.score * self.credit(made, gap.detach())
         spread = entropy(made.log_g)
@@ -142,12 +139,15 @@ class IDLM(WithCritic, FewStepTokens):
         others = (reward.sum() - reward) / max(len(reward) - 1, 1)
         return (reward - others) * per_row(shown, log_p)
 
-    def _hidden(self, made: Jump, model: TokenModel, batch: Batch[Tokens]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What is hidden in z_t and in the start, [B, L]; the model's log p at the former and log G at both."""
-        at, own = self.process.masked(made.z_t), self.process.masked(made.start.z)
-        return at, own, model(made.z_t, made.t, batch.cond, at=at), made.log_g[at[own]]
+    def _expected(self, made: Jump, at: Tensor, values: Tensor) -> Tensor:
+        """Means [N] of values [N, V] at hidden positions over their tokens: drawn from G, or known from the start."""
+        own = self.process.masked(made.start.z)
+        mine, out = own[at], torch.zeros_like(values[:, 0])
+        out[mine] = (made.log_g[at[own]].exp() * values[mine]).sum(1)
+        out[~mine] = values[~mine].gather(1, made.start.z.ids[at & ~own][:, None]).squeeze(1)
+        return out
 
     def _weighted(self, made: Jump, sums: Tensor) -> Tensor:
         """w(t) times sums over a sample's tokens, per free token of a sequence, [B]."""
         tokens = made.z_t.free.sum(1).to(sums).mean().clamp(min=1)
-        return self.process.weight(made.t).to(sums) * sums / tokens
+        return self.process.weight(made.t.clamp(min=self.weight_floor)).to(sums) * sums / tokens

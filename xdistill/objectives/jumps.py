@@ -26,12 +26,11 @@ class Start:
 
 def data_start(process: MaskProcess, x0: Tokens, times: Tensor, generator: torch.Generator) -> Start:
     """Data noised to anchors of `times` [N + 1], spread evenly over the batch; at the first anchor nothing is left."""
-    n, calls = x0.batch, len(times) - 1
+    n, calls, times = x0.batch, len(times) - 1, times.to(x0.ids.device)
     place = (rng.rand(1, generator) + torch.arange(n, device=generator.device) / n) % 1
-    k = (place * calls).long().clamp(max=calls - 1).cpu()
+    k = (place * calls).long().clamp(max=calls - 1).to(x0.ids.device)
     noised = process.corrupt(x0, times[k], generator)
-    first = (k == 0).to(x0.ids.device)[:, None]
-    ids = torch.where(first, process.prior(x0, generator).ids, noised.ids)
+    ids = torch.where((k == 0)[:, None], process.prior(x0, generator).ids, noised.ids)
     return Start(x0.with_ids(ids), times[k], times[k + 1])
 
 
@@ -39,6 +38,7 @@ def rollout_start(
     student: TokenModel, process: MaskProcess, like: Tokens, cond: Cond, times: Tensor, k: int, gen: torch.Generator
 ) -> Start:
     """What the student's own sampler has made of `like` after k calls; the student comes under no_grad."""
+    times = times.to(like.ids.device)
     z = ancestral(student, process, times[: k + 1], process.prior(like, gen), cond, gen)
     return Start(z, times[k].expand(z.batch), times[k + 1].expand(z.batch))
 
