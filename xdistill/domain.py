@@ -165,6 +165,10 @@ class Domain(ABC):
         """The request as it travels to workers, its files read, and the number of samples it asks for by itself."""
         return dict(request), None
 
+    def most_steps(self, **request: Any) -> int | None:
+        """Network calls of which each can reveal something, None where a sample may always take more."""
+        return None
+
     @abstractmethod
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch:
         """Lengths and conditions of samples `indices`; sample i depends on (seed, i) and the request alone."""

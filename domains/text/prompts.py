@@ -155,10 +155,11 @@ def parse_request(request: dict[str, Any], context: int) -> Request:
         asks = (prompts if isinstance(prompts, Prompts) else read_prompts(str(prompts))).asks
     else:
         asks = (checked(texts, f"{'infill' if 'infill' in texts else 'prompt'}="),)
-    return Request(asks, _length(request.get("length"), context))
+    return Request(asks, parse_length(request.get("length"), context))
 
 
-def _length(given: Any, context: int) -> int:
+def parse_length(given: Any, context: int) -> int:
+    """Tokens of a passage; raises UsageError for a length that the network was not trained on."""
     if given is None:
         return context
     if not isinstance(given, int) or given < 2:

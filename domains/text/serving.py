@@ -10,7 +10,7 @@ from typing import Any
 from xdistill.domain import Domain, FilterFactory
 from xdistill.domains.text import codec, filters, passage
 from xdistill.domains.text.passage import Passage
-from xdistill.domains.text.prompts import parse_request, read_prompts
+from xdistill.domains.text.prompts import parse_length, parse_request, read_prompts
 from xdistill.domains.text.tokenizers import TextTokenizer
 from xdistill.models import Batch, NoCond
 from xdistill.state import Tokens
@@ -44,6 +44,10 @@ class TextServing(Domain):
             return dict(request), None
         prompts = read_prompts(request["prompts"])
         return {**request, "prompts": prompts}, len(prompts)
+
+    def most_steps(self, **request: Any) -> int:
+        """A call a token."""
+        return parse_length(request.get("length"), self.context)
 
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch[Tokens]:
         """Masks where the network writes, and the tokens of what was given; see `prompts.Ask.layout`."""

@@ -45,7 +45,7 @@ def run(args: Sequence[str]) -> int:
     student = prepared(loaded.model)
     for steps in bench.calls_of(cfg.steps, loaded.objective):
         name = f"student, {steps} calls" if steps else "student"
-        given = options(loaded, steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method)
+        given = options(loaded, steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, request)
         samplers[name] = (student, student_sampler(loaded.objective, **given))
     rows = bench.compare(domain, samplers, setting)
     report: dict[str, Any] = {

@@ -146,7 +146,7 @@ def _job(
         cfg.shard,
         cfg.threads,
         cfg.format or "",
-        options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method),
+        options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, request),
         request,
         funnel.names,
         funnel.description,

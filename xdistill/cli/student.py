@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -38,14 +40,20 @@ def options(
     temperature: float | None = None,
     top_p: float | None = None,
     method: str | None = None,
+    request: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Options of the student's sampler: what the run configured, and what the command line changes (None: nothing).
 
-    Raises UsageError for an option that this sampler does not take.
+    Raises UsageError for an option that this sampler does not take, and for more steps than samples have tokens.
     """
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(f"top_p={top_p:g}: expected a probability above 0, at most 1")
     changes = {"noise_scale": noise_scale, "temperature": temperature, "top_p": top_p, "method": method}
+    most = loaded.domain.most_steps(**request)
+    if most is not None and steps > most:
+        raise UsageError(
+            f"steps={steps}: {most} tokens are revealed in at most {most} calls: give at most that"
+        )
     given = {"steps": steps or None, **changes}
     given = {key: value for key, value in given.items() if value is not None}
     for key, value in given.items():
