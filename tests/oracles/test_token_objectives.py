@@ -206,8 +206,8 @@ class TestDCD:
 
     @pytest.mark.parametrize("divergence", MEANS)
     def test_optimum_from_full_masks(self, divergence):
-        """Kept masks: the mean over what the teacher sees. With forward KL data_weight 1 adds the data's own law: half the
-        tokens at t = 1, and the quarter of the pairs that t = 1/2 masks too.
+        """Kept masks: the mean over what the teacher sees. With forward KL data_weight 1 adds the data's own law: half
+        the tokens at t = 1, and the quarter of the pairs that t = 1/2 masks too.
         """
         teacher, logits = crooked(), torch.zeros(16, L, V, dtype=F64)
         forward = divergence == "forward"
