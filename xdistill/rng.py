@@ -42,8 +42,10 @@ def randn(shape: Sequence[int], gen: torch.Generator, device: torch.device, dtyp
     return torch.randn(tuple(shape), generator=gen, device=gen.device, dtype=dtype).to(device)
 
 
-def rand(n: int, gen: torch.Generator) -> Tensor:
+def rand(n: int, gen: torch.Generator | Recorded) -> Tensor:
     """`n` uniforms in [0, 1) as float64 on the generator's device."""
+    if isinstance(gen, Recorded):
+        return gen.next().double()
     return torch.rand(n, generator=gen, device=gen.device, dtype=torch.float64)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,11 @@ from xdistill.domains.protein.checkpoint import load_official
 from xdistill.domains.protein.labels import ClassMap
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.errors import XDistillError
+from xdistill.testing.results import CaseResult, compare
 
 _HALF_ATOL = 2e-2  # pair logits are stored in float16
 
 _SUM_RTOL = 1e-6
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """One replayed recording: the largest absolute deviation, and whether all are within `tolerance` (plus rtol)."""
-
-    name: str
-    max_error: float
-    tolerance: float
-    ok: bool
 
 
 def replay_denoisers(directory: str | Path) -> list[CaseResult]:
@@ -93,12 +83,3 @@ def _replay_checkpoint(path: Path) -> list[CaseResult]:
         "sum_of_abs": (abs(total - expected), _SUM_RTOL * expected),
     }
     return [CaseResult(f"{path.stem}/{k}", error, limit, error <= limit) for k, (error, limit) in errors.items()]
-
-
-def compare(name: str, actual: Tensor, expected: Tensor, atol: float, rtol: float) -> CaseResult:
-    """Element-wise comparison of one recorded tensor; raises XDistillError when shapes differ."""
-    if actual.shape != expected.shape:
-        raise XDistillError(f"{name}: got shape {tuple(actual.shape)}, recorded {tuple(expected.shape)}")
-    error = (actual.double() - expected.double()).abs()
-    within = error <= atol + rtol * expected.double().abs()
-    return CaseResult(name, error.amax().item(), atol, bool(within.all()))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xdistill import rng
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
-from xdistill.domains.protein.parity import CaseResult, compare, load_recorded_network
+from xdistill.domains.protein.parity import load_recorded_network
 from xdistill.domains.protein.sampler import ProteinaPlan, g_of, schedule
 from xdistill.guidance import Guided
 from xdistill.models import Batch, denoise
@@ -22,6 +22,7 @@ from xdistill.objectives.sid import protein_weight, sid_loss
 from xdistill.process import Kind, Linear
 from xdistill.samplers import Plan, ode, renoise, renoised_input, sde
 from xdistill.state import Field, Padded
+from xdistill.testing.results import CaseResult, compare
 from xdistill.times import LogAnchors, shared
 
 PROCESS = Linear()
