@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from xdistill.errors import UsageError
 from xdistill.registry import nearest
 
-LEAST_ROWS = 4  # of the vocabulary head: fewer run other kernels, which round differently (see generation.plan)
 FREQUENCIES = 128  # of the time features
 ROTARY_BASE = 10_000.0
 
@@ -251,10 +250,9 @@ class Head(nn.Module):
     def forward(self, h: Tensor, c: Tensor, at: Tensor | None) -> Tensor:
         """[B, L, V], or [N, V] at the True positions of `at`."""
         shift, scale = self.adaLN_modulation(c).chunk(2, 1)
-        if at is None:
-            return self.linear(self.norm_final(h, shift, scale))
-        h, row = h[at], at.nonzero()[:, 0]
-        few = (0, 0, 0, max(0, LEAST_ROWS - len(row)))
-        if len(c) > 1:
-            shift, scale = F.pad(shift[row], few), F.pad(scale[row], few)
-        return self.linear(self.norm_final(F.pad(h, few), shift, scale))[: len(row)]
+        if at is not None:
+            if len(c) > 1:
+                row = at.nonzero()[:, 0]
+                shift, scale = shift[row], scale[row]
+            h = h[at]
+        return self.linear(self.norm_final(h, shift, scale))

@@ -12,20 +12,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from text_student import write_checkpoint
 
 from xdistill.cli import main
 from xdistill.cli.student import options
 from xdistill.domains.text import TextDomain
-from xdistill.domains.text.denoiser import TextDenoiser
 from xdistill.domains.text.passage import Passage, entropy, passage, repetition, similarity
 from xdistill.domains.text.prompts import read_prompts
 from xdistill.errors import UsageError, XDistillError
 from xdistill.generation import Engine, Job, generate
 from xdistill.generation.lines import collect, stream
 from xdistill.generation.maker import Artist
-from xdistill.models import NoCond
 from xdistill.student import Loaded, load_student
 
 LENGTH = 24
@@ -262,18 +259,3 @@ def test_a_shell_pipe_that_closes_early(checkpoint: Path, tmp_path: Path) -> Non
         assert child.wait(120) == 0
         assert child.stderr is not None
         assert child.stderr.read() == b""
-
-
-@pytest.mark.parametrize("timed", [False, True])
-def test_a_token_does_not_depend_on_how_many_are_predicted(loaded: Loaded, domain: TextDomain, timed: bool) -> None:
-    """Bits: products of fewer rows than `LEAST_ROWS` would run other kernels."""
-    model = TextDenoiser(loaded.model.net, domain.process, timed=timed)  # type: ignore[arg-type]
-    z = domain.plan(range(4), 0, length=LENGTH, prompt="It is").like
-    t = torch.linspace(0.2, 0.8, 4, dtype=torch.float64)
-    with torch.no_grad():
-        whole = model(z, t, NoCond())
-        for n in (1, 2, 3, 5):
-            at = torch.zeros_like(z.mask)
-            places = z.free.nonzero()[-n:]
-            at[places[:, 0], places[:, 1]] = True
-            assert torch.equal(model(z, t, NoCond(), at=at), whole[at])
