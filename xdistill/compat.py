@@ -38,6 +38,11 @@ def _process(cfg: Any, domain: Domain, objective: Objective) -> None:
             f"objective '{cfg['objective']['name']}' needs a {needed.__name__}, domain '{domain.name}' as configured "
             f"has a {type(domain.process).__name__} process: choose another objective or task of the domain"
         )
+    if objective.needs.blocks and not domain.blocks:
+        raise UsageError(
+            f"objective '{cfg['objective']['name']}' needs networks that write block after block, which domain "
+            f"'{domain.name}' has none of: choose another objective"
+        )
 
 
 def _times(section: Any) -> None:

@@ -97,7 +97,8 @@ class Domain(ABC):
     formats: suffixes that `write` and `encode` know, the default first. packed_suffix: of packed shards, none when the
     domain packs no samples. packed_lines: a packed file holds one sample a line, in the packed order, and is what
     generate writes unless told otherwise. ranking: what a shortlist may rank by, column of the manifest -> `low` or
-    `high` is better. design_columns: what `design_metrics` returns.
+    `high` is better. design_columns: what `design_metrics` returns. blocks: networks take the conditioning of
+    `xdistill.blocks`. any_length: samples may be longer than what networks were trained on (their objective says so).
     """
 
     name: str
@@ -111,6 +112,8 @@ class Domain(ABC):
     formats: Sequence[str] = ()
     packed_suffix: str = ""
     packed_lines: bool = False
+    blocks: bool = False
+    any_length: bool = False
     ranking: Mapping[str, str] = MappingProxyType({})
     design_columns: Sequence[str] = ()
 

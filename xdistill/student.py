@@ -46,6 +46,7 @@ def load_student(
     model = built.from_description(found.manifest["network"])
     checkpoint.load_strict(model.load_state_dict, found.role(role), found.path, role)
     objective = build_objective(found.config, built)
+    built.any_length = objective.any_length
     return Loaded(built, objective, model.eval(), found.config, found.manifest, found.path)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from xdistill.blocks import EarlierBlocks, Past
+from xdistill.domains.text.block import block_logits
 from xdistill.domains.text.network import TextDiT
+from xdistill.errors import UsageError
 from xdistill.models import Cond
 from xdistill.process import MaskProcess
 from xdistill.state import Tokens
@@ -32,18 +35,29 @@ class TextDenoiser(nn.Module):
         at: Tensor | None = None,
         soft: Tensor | None = None,
         raw: bool = False,
+        depth: float | None = None,
     ) -> Tensor:
         """log p(x0), float32 [B, L, V], or [N, V] of the positions `at`.
 
         Args:
             z_t: a partly masked sequence; ids in [0, V).
             t: [B], 0 clean and 1 masked.
+            cond: `EarlierBlocks` or `Past` makes it p(a block | what precedes it); any other is ignored.
             at: [B, L] bool, the positions to predict.
             soft: [B, L, V] logits of soft tokens that replace z_t.ids as the network's input (gradients flow).
             raw: the network's logits as they are, mask column included.
+            depth: return the hidden states [B, L, H] after this share of the blocks instead.
         """
         mask = None if bool(z_t.mask.all()) else z_t.mask
-        logits = self.net(z_t.ids if soft is None else soft, self.sigma(t), at=at, mask=mask)
+        if depth is not None:
+            blocks = round(depth * len(self.net.blocks))
+            return self.net.trunk(z_t.ids, self.net.condition(self.sigma(t)), mask=mask, blocks=blocks)
+        if self.timed and isinstance(cond, EarlierBlocks):
+            raise UsageError("blocks of one sequence have different times: this network is told one, train it without")
+        if isinstance(cond, (EarlierBlocks, Past)):
+            logits = block_logits(self.net, z_t.ids, self.sigma(t), cond, at=at, mask=mask)
+        else:
+            logits = self.net(z_t.ids if soft is None else soft, self.sigma(t), at=at, mask=mask)
         if raw:
             return logits.float()
         ids = z_t.ids if at is None else z_t.ids[at]

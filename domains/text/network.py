@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xdistill.blocks import Past
 from xdistill.errors import UsageError
 from xdistill.registry import nearest
 
 FREQUENCIES = 128  # of the time features
 ROTARY_BASE = 10_000.0
+
+#: Own keys and values [B, heads, L, d] -> all that a layer attends to.
+Join = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class TextDiT(nn.Module):
         *,
         at: Tensor | None = None,
         mask: Tensor | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Logits [B, L, V], or [N, V] of the positions `at` ([B, L] bool) alone.
 
@@ -85,20 +91,30 @@ class TextDiT(nn.Module):
             x: ids [B, L] int64, or float [B, L, V] logits whose softmax mixes the embeddings.
             sigma: [B] or [1].
             mask: [B, L] bool, True = real token; None when there is no padding.
+            past: keys and values of tokens that are not in x, which begins at its `start`.
         """
         c = self.condition(sigma)
-        h = self.trunk(x, c, mask=mask)
+        h = self.trunk(x, c, mask=mask, past=past)
         return self.output_layer(h, c, at)
 
     def condition(self, sigma: Tensor) -> Tensor:
         """The conditioning vector [B or 1, C] of all adaLN layers."""
         return F.silu(self.sigma_map(sigma))
 
-    def trunk(self, x: Tensor, c: Tensor, *, mask: Tensor | None = None, blocks: int | None = None) -> Tensor:
+    def trunk(
+        self,
+        x: Tensor,
+        c: Tensor,
+        *,
+        mask: Tensor | None = None,
+        blocks: int | None = None,
+        past: Past | None = None,
+    ) -> Tensor:
         """Hidden states [B, L, H] after all or the first `blocks` blocks."""
         h = self.vocab_embed(x)
-        rotary = self.rotary_emb(h.shape[1])
-        return run_blocks(self.blocks[:blocks], h, c, rotary, mask, checkpointing=self.activation_checkpointing)
+        rotary = self.rotary_emb(h.shape[1], past.start if past else 0)
+        checkpointing = self.activation_checkpointing
+        return run_blocks(self.blocks[:blocks], h, c, rotary, mask, checkpointing=checkpointing, past=past)
 
 
 def run_blocks(
@@ -109,14 +125,19 @@ def run_blocks(
     mask: Tensor | None = None,
     *,
     checkpointing: bool = False,
+    past: Past | None = None,
 ) -> Tensor:
-    """Hidden states [B, L, H] after `blocks`, whose activations are computed again in the backward pass on demand."""
-    attend = None if mask is None else mask[:, None, None, :]
-    for block in blocks:
+    """Hidden states [B, L, H] after `blocks`, whose activations are computed again in the backward pass on demand.
+
+    mask: [B, L] bool, True = real token, or [..., L, L] of who sees whom.
+    """
+    attend = mask if mask is None or mask.ndim == 4 else mask[:, None, None, :]
+    for i, block in enumerate(blocks):
+        join = None if past is None else partial(past.join, i)
         if checkpointing and torch.is_grad_enabled():
-            h = torch.utils.checkpoint.checkpoint(block, h, c, rotary, attend, use_reentrant=False)
+            h = torch.utils.checkpoint.checkpoint(block, h, c, rotary, attend, join, use_reentrant=False)
         else:
-            h = block(h, c, rotary, attend)
+            h = block(h, c, rotary, attend, join)
     return h
 
 
@@ -158,9 +179,9 @@ class Rotary(nn.Module):
         super().__init__()
         self.register_buffer("inv_freq", ROTARY_BASE ** (-torch.arange(0, width, 2) / width))
 
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos, sin [L, width / 2] in float32."""
-        angle = torch.arange(length, device=self.inv_freq.device)[:, None] * self.inv_freq.float()
+    def forward(self, length: int, start: int = 0) -> tuple[Tensor, Tensor]:
+        """cos, sin [L, width / 2] in float32, of the positions from `start` on."""
+        angle = torch.arange(start, start + length, device=self.inv_freq.device)[:, None] * self.inv_freq.float()
         return angle.cos(), angle.sin()
 
 
@@ -220,18 +241,30 @@ class Block(nn.Module):
         nn.init.zeros_(self.adaLN_modulation.weight)
         nn.init.zeros_(self.adaLN_modulation.bias)
 
-    def forward(self, x: Tensor, c: Tensor, rotary: tuple[Tensor, Tensor], attend: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attend: Tensor | None,
+        join: Join | None = None,
+    ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, 1)
-        out = self.attn_out(self.attention(self.norm1(x, shift1, scale1), rotary, attend))
+        out = self.attn_out(self.attention(self.norm1(x, shift1, scale1), rotary, attend, join))
         x = x + gate1[:, None] * F.dropout(out, self.dropout, self.training)
         out = self.mlp(self.norm2(x, shift2, scale2))
         return x + gate2[:, None] * F.dropout(out, self.dropout, self.training)
 
-    def attention(self, y: Tensor, rotary: tuple[Tensor, Tensor], attend: Tensor | None) -> Tensor:
-        """Bidirectional attention of all positions to those that `attend` allows, [B, L, H]."""
+    def attention(
+        self, y: Tensor, rotary: tuple[Tensor, Tensor], attend: Tensor | None, join: Join | None = None
+    ) -> Tensor:
+        """Bidirectional attention of all positions to those that `attend` allows, and to remembered ones, [B, L, H]."""
         b, length, hidden = y.shape
         q, k, v = self.attn_qkv(y).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        out = attention(rotate(q, rotary), rotate(k, rotary), v, attend)
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        if join is not None:
+            k, v = join(k, v)
+        out = attention(q, k, v, attend)
         return out.transpose(1, 2).reshape(b, length, hidden)
 
 

@@ -141,7 +141,7 @@ class Request:
 _layout = lru_cache(4096)(Ask.layout)
 
 
-def parse_request(request: dict[str, Any], context: int) -> Request:
+def parse_request(request: dict[str, Any], context: int, any_length: bool = False) -> Request:
     """From `generate`'s keys; raises UsageError for an unknown or impossible one."""
     known = ("prompt", "prompts", "suffix", "infill", "length")
     for key in request:
@@ -155,15 +155,15 @@ def parse_request(request: dict[str, Any], context: int) -> Request:
         asks = (prompts if isinstance(prompts, Prompts) else read_prompts(str(prompts))).asks
     else:
         asks = (checked(texts, f"{'infill' if 'infill' in texts else 'prompt'}="),)
-    return Request(asks, parse_length(request.get("length"), context))
+    return Request(asks, parse_length(request.get("length"), context, any_length))
 
 
-def parse_length(given: Any, context: int) -> int:
+def parse_length(given: Any, context: int, any_length: bool = False) -> int:
     """Tokens of a passage; raises UsageError for a length that the network was not trained on."""
     if given is None:
         return context
     if not isinstance(given, int) or given < 2:
         raise UsageError(f"length={given}: expected a number of tokens, at least 2")
-    if given > context:
+    if given > context and not any_length:
         raise UsageError(f"length={given}: the network was trained on {context} tokens, give at most that")
     return given

@@ -36,6 +36,7 @@ class TextServing(Domain):
     formats = codec.FORMATS
     packed_suffix = codec.PACKED_SUFFIX
     packed_lines = True
+    blocks = True
     ranking = MappingProxyType(passage.RANKING)
     design_columns = passage.DESIGN_COLUMNS
 
@@ -47,11 +48,11 @@ class TextServing(Domain):
 
     def most_steps(self, **request: Any) -> int:
         """A call a token."""
-        return parse_length(request.get("length"), self.context)
+        return parse_length(request.get("length"), self.context, self.any_length)
 
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch[Tokens]:
         """Masks where the network writes, and the tokens of what was given; see `prompts.Ask.layout`."""
-        asked = parse_request(request, self.context)
+        asked = parse_request(request, self.context, self.any_length)
         return Batch(asked.tokens(indices, self.tokenizer), NoCond(), real=False)
 
     def decode(self, sample: Tokens) -> list[Passage]:

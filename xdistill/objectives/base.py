@@ -45,12 +45,13 @@ class LossOut:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective asks of a run; checked once, before it starts."""
+    """What an objective asks of a run; checked once, before it starts. blocks: networks that serve `xdistill.blocks`."""
 
     data: bool = False
     process: type[Process[Any]] = GaussianProcess  # type: ignore[type-abstract]
     derivative: bool = False
     features: bool = False
+    blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Objective(ABC):
     needs: Needs = Needs()
     #: Keys of the configuration's `sampler` section that `sample` takes.
     sample_keys: Sequence[str] = ("steps", "noise_scale")
+    #: Whether samples may be longer than what the network was trained on.
+    any_length: bool = False
 
     @property
     @abstractmethod
