@@ -23,11 +23,15 @@ def bootstrap_sums(table: Array, rng: np.random.Generator) -> Metric:
             deviation. Rows with count 0 do not take part.
     """
     table = table[table[:, 1] > 0] if len(table) else table
+    return bootstrap_totals(table, _pooled, rng)
+
+
+def bootstrap_totals(table: Array, statistic: Callable[[Array], Array], rng: np.random.Generator) -> Metric:
+    """A statistic of column totals, [..., k] -> [...], of table [n, k], with a percentile interval over rows."""
     if len(table) == 0:
         return UNDEFINED
-    resampled = _multiplicities(len(table), rng) @ table
-    low, high = np.percentile(_pooled(resampled), QUANTILES)
-    return Metric(float(_pooled(table.sum(0))), float(low), float(high), len(table))
+    low, high = np.percentile(statistic(_multiplicities(len(table), rng) @ table), QUANTILES)
+    return Metric(float(statistic(table.sum(0))), float(low), float(high), len(table))
 
 
 def bootstrap_pairs(values: Array, pairs: NDArray[np.bool_], rng: np.random.Generator) -> Metric:
