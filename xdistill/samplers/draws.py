@@ -48,10 +48,18 @@ class TokenDraw:
         p = log_p.exp() if self.temperature == 1 else (log_p / self.temperature).softmax(-1)
         if self.top_p == 1:
             return p
-        ordered, order = p.sort(dim=-1, descending=True, stable=True)
-        outside = ordered.cumsum(-1, dtype=torch.float64) - ordered >= self.top_p * p.sum(-1, keepdim=True)
-        p = p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0)
+        p = p.masked_fill(p < self.cut(p), 0)
         return p / p.sum(-1, keepdim=True)
+
+    def cut(self, p: Tensor) -> Tensor:
+        """The least probability inside the top_p set of p [..., V], [..., 1]; equal ones are all inside."""
+        aim, k = self.top_p * p.sum(-1, keepdim=True), 32
+        while True:  # few outcomes make most of a peaked law: sorting all costs ten times as much
+            k = min(8 * k, p.shape[-1])
+            top = p.topk(k).values
+            mass = top.cumsum(-1, dtype=torch.float64)
+            if k == p.shape[-1] or bool((mass[..., -1:] >= aim).all()):
+                return top.gather(-1, (mass < aim).sum(-1, keepdim=True).clamp(max=k - 1))
 
 
 PLAIN = TokenDraw()
@@ -91,30 +99,32 @@ def token_uniforms(z: Tokens, generator: Generator, count: int = 1) -> tuple[Ten
     """`count` tensors [B, L] float64 in [0, 1), 0 at padding: row i is a function of generator i and its length."""
     if isinstance(generator, Recorded):
         return tuple(generator.next() for _ in range(count))
-    u = torch.zeros(*z.ids.shape, count, dtype=torch.float64, device=z.ids.device)
-    if isinstance(generator, torch.Generator):
-        drawn = rng.rand(int(z.elements.sum()) * count, generator)
-    else:
-        drawn = torch.cat([rng.rand(n * count, g) for g, n in zip(generator, z.elements.tolist(), strict=True)])
-    u[z.mask] = drawn.view(-1, count).to(u)
-    return u.unbind(-1)
-
-
-def row_uniforms(batch: int, generator: Generator, device: torch.device) -> Tensor:
-    """[B] float64 in [0, 1), one from each sample's generator."""
-    if isinstance(generator, Recorded):
-        return generator.next()
-    if isinstance(generator, torch.Generator):
-        return rng.rand(batch, generator).to(device)
-    assert isinstance(generator, Sequence)
-    return torch.cat([rng.rand(1, g) for g in generator]).to(device)
+    return real_uniforms(z, count, generator, torch.float64).unbind(-1)
 
 
 def vocabulary_uniforms(z: Tokens, vocabulary: int, generator: Generator) -> Tensor:
     """[B, L, V] float32 in [0, 1), of the fp32 race."""
     if isinstance(generator, Recorded):
         return generator.next()
-    shape = (z.ids.shape[1], vocabulary)
-    if isinstance(generator, torch.Generator):
-        return torch.rand(z.batch, *shape, generator=generator, device=generator.device).to(z.ids.device)
-    return torch.stack([torch.rand(shape, generator=g, device=g.device) for g in generator]).to(z.ids.device)
+    return real_uniforms(z, vocabulary, generator, torch.float32)
+
+
+def real_uniforms(
+    z: Tokens, count: int, generator: torch.Generator | Sequence[torch.Generator], dtype: torch.dtype
+) -> Tensor:
+    """[B, L, count] in [0, 1), drawn for real tokens only, sample after sample."""
+    single = isinstance(generator, torch.Generator)
+    generators = [generator] if isinstance(generator, torch.Generator) else generator
+    tokens = [int(z.elements.sum())] if single else z.elements.tolist()
+    pairs = zip(generators, tokens, strict=True)
+    drawn = [torch.rand(n, count, generator=g, device=g.device, dtype=dtype) for g, n in pairs]
+    u = torch.zeros(*z.ids.shape, count, dtype=dtype, device=z.ids.device)
+    u[z.mask] = torch.cat(drawn).to(u.device)
+    return u
+
+
+def row_uniforms(batch: int, generator: Generator, device: torch.device) -> Tensor:
+    """[B] float64 in [0, 1), one from each sample's generator."""
+    if isinstance(generator, torch.Generator | Recorded):
+        return rng.rand(batch, generator).to(device)
+    return torch.cat([rng.rand(1, g) for g in generator]).to(device)

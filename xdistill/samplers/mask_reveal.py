@@ -10,44 +10,31 @@ from xdistill.process.mask import MaskProcess
 from xdistill.samplers.draws import TokenDraw
 from xdistill.state import Tokens
 
-LEAST = 4  # rows of a matrix product: fewer run other kernels, which round differently (measured: 1e-6 in log p)
+LEAST_ROWS = 4  # sequences of a network call: matrix products of fewer run other kernels, which round differently
 
 
 def predict(model: TokenModel, z: Tokens, t: Tensor, cond: Cond, at: Tensor) -> Tensor:
     """log p(x0) [N, V] at the N True positions of `at` [B, L], from one network call on the rows that have some.
 
     A row without one costs nothing, which makes a cache needless: whoever asks only for what is about to be revealed
-    never asks twice about the same tokens. Rows are left out of unconditional calls only (a Cond is opaque). Few rows
-    or positions are filled up to `LEAST`: what else is in the batch must not change how a row is rounded.
-    t: [B], any device.
+    never asks twice about the same tokens. t: [B], any device.
     """
-    wide = widen(at, LEAST)
-    _, log_p = predict_rows(model, z, t, cond, at.any(1), wide)
-    return log_p if wide is at else log_p[at[wide]]
+    rows, z, t = chosen_rows(z, t, cond, at.any(1))
+    return model(z, t, cond, at=at[rows])
 
 
-def predict_rows(
-    model: TokenModel, z: Tokens, t: Tensor, cond: Cond, rows: Tensor, at: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """(the rows [B] bool that were called, at least those of `rows`; log p(x0) of them, or of their `at` [B, L])."""
-    rows = widen(rows if at is None else rows | at.any(1), LEAST)
-    if not isinstance(cond, NoCond):
-        rows = torch.ones_like(rows)
-    if not bool(rows.all()):
-        given = None if z.given is None else z.given[rows]
-        z, t, at = Tokens(z.ids[rows], z.mask[rows], given), t[rows.to(t.device)], None if at is None else at[rows]
+def chosen_rows(z: Tokens, t: Tensor, cond: Cond, rows: Tensor) -> tuple[Tensor, Tokens, Tensor]:
+    """(rows to call [B] bool, z and t of them): at least `rows` and `LEAST_ROWS`; all under a condition (it is opaque).
+
+    What else is in the batch must not change how a row is rounded.
+    """
+    missing = max(0, LEAST_ROWS - int(rows.sum()))
+    rows = rows.index_fill(0, (~rows).nonzero()[:missing, 0], True)
     t = t.to(z.ids.device)
-    return rows, model(z, t, cond) if at is None else model(z, t, cond, at=at)
-
-
-def widen(chosen: Tensor, least: int) -> Tensor:
-    """`chosen` (bool) itself, or with its first False entries made True until there are `least`."""
-    missing = least - int(chosen.sum())
-    if missing <= 0:
-        return chosen
-    wide = chosen.flatten().clone()
-    wide[(~wide).nonzero()[:missing, 0]] = True
-    return wide.view_as(chosen)
+    if not isinstance(cond, NoCond) or bool(rows.all()):
+        return torch.ones_like(rows), z, t
+    given = None if z.given is None else z.given[rows]
+    return rows, Tokens(z.ids[rows], z.mask[rows], given), t[rows]
 
 
 def put(z: Tokens, at: Tensor, ids: Tensor) -> Tokens:

@@ -13,7 +13,7 @@ from xdistill.models import Cond, TokenModel
 from xdistill.process.mask import MaskProcess
 from xdistill.rng import Generator
 from xdistill.samplers.draws import TokenDraw, race, vocabulary_uniforms
-from xdistill.samplers.mask_reveal import predict_rows
+from xdistill.samplers.mask_reveal import chosen_rows
 from xdistill.state import Tokens
 
 #: (process, p(x0) [B, L, V], ids [B, L], t, r) -> weights [B, L, V] of the tokens at r, the mask among them.
@@ -94,8 +94,9 @@ def replay(
         if final or getattr(model, "timed", True):
             stale = torch.ones_like(stale)
         if bool(stale.any()):
-            rows, log_p = predict_rows(model, z, t.expand(z.batch), cond, stale)
-            new = with_mask((final or draw).probabilities(log_p.float()), process.mask_id)
+            rows, asked, tb = chosen_rows(z, t.expand(z.batch), cond, stale)
+            log_p = model(asked, tb, cond).float()
+            new = with_mask((final or draw).probabilities(log_p), process.mask_id)
             p = new if bool(rows.all()) else p.index_put((rows,), new)
         drawn = race(weights(process, p, z.ids, t, r), vocabulary_uniforms(z, p.shape[-1], generator))
         ids = torch.where(process.masked(z), drawn, z.ids)
