@@ -25,7 +25,7 @@ from xdistill.objectives.dmd import DMD
 from xdistill.objectives.flow_matching import FlowMatching
 from xdistill.objectives.sid import SiD
 from xdistill.process import Kind, Linear
-from xdistill.roles import RoleView
+from xdistill.roles import RoleSpec, RoleView
 from xdistill.state import Dense, Field
 from xdistill.stream import MacroStep, Stream
 
@@ -97,6 +97,26 @@ class CliffFlow(FlowMatching):
         return replace(out, per_sample=out.per_sample + nothing)
 
 
+class FollowsItself(FlowMatching):
+    """Flow matching, and agreement with a frozen copy that takes the student's weights, then their average."""
+
+    promoted = ("target",)
+
+    @property
+    def roles(self) -> tuple[RoleSpec, ...]:
+        return RoleSpec("target", trainable=False), RoleSpec("student")
+
+    def promotions(self, macro_step: int) -> Mapping[str, str]:
+        return {1: {"target": "student"}, 3: {"target": "student_ema"}}.get(macro_step, {})
+
+    def loss(self, phase: Phase, batch: Batch[Field], net: RoleView, generator: torch.Generator) -> LossOut:
+        t = torch.full((batch.like.batch,), 0.5, device=batch.like.value.device)
+        target = net.frozen("target")(batch.like, t, batch.cond)
+        apart = net.train("student")(batch.like, t, batch.cond) - target
+        out = super().loss(phase, batch, net, generator)
+        return replace(out, per_sample=out.per_sample + apart.mean_square())
+
+
 class TrainsAnother(SiD):
     """Breaks R1: asks for gradients of the critic in the student's phase."""
 
@@ -128,6 +148,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "dmd": lambda: DMD(Linear(), steps=3, critic_updates=2, gan_weight=0.1, r1=0.1, divergence="reverse_kl"),
     "sid": lambda: SiD(Linear(), steps=3, critic_updates=2),
     "flow": lambda: CliffFlow(Linear()),
+    "follows": lambda: FollowsItself(Linear()),
     "trains_another": lambda: TrainsAnother(Linear(), steps=2),
     "through_owner": lambda: ThroughOwner(Linear(), steps=2),
 }
@@ -147,7 +168,7 @@ def module(
     offset = 100 * int(os.environ.get("LOCAL_RANK", "0"))
     networks: dict[str, nn.Module] = {
         role: TinyFlow(seed + offset, activation_checkpointing=activation_checkpointing)
-        for seed, role in enumerate(("teacher", "student", "critic"))
+        for seed, role in enumerate(("teacher", "student", "critic", "target"))
     }
     networks["discriminator"] = TinyDiscriminator(3 + offset)
     optim = OptimConfig(lr=1e-2, weight_decay=0.1, clip=0.3, accumulate=accumulate, warmup=3)
@@ -224,7 +245,6 @@ def fit(
 
 
 def weights(run: DistillModule) -> dict[str, Tensor]:
-    """All trained weights and the average, flat by name (a collective call)."""
-    roles = {role: engine.weights() for role, engine in run.engines.items()}
-    roles["student_ema"] = run.networks["student_ema"].state_dict()
+    """All weights that a run changes, flat by name (a collective call)."""
+    roles = {role: run.weights(role) for role in (*run.engines, "student_ema", *run.objective.promoted)}
     return {f"{role}.{name}": w.detach().clone() for role, state in roles.items() for name, w in state.items()}

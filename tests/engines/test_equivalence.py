@@ -17,6 +17,7 @@ from xdistill.errors import XDistillError
 ONE_RANK = [
     *(f"train:{objective}:{engine}" for objective in ("dmd", "sid") for engine in ("single", *ENGINES)),
     *(f"resume:dmd:{engine}" for engine in ("single", *ENGINES)),
+    *(f"{case}:follows:{engine}" for case in ("train", "resume") for engine in ("single", "ddp", "zero3")),
     *(f"bf16:sid:{engine}" for engine in ("single", *ENGINES)),
     *(f"recompute:sid:{engine}" for engine in ("single", "ddp", "zero3")),
     *(f"{case}:{engine}" for case in ("train:sid", "discard:flow") for engine in ("offload2", "offload3")),
@@ -27,6 +28,7 @@ TWO_RANKS = [
     *(f"train:{objective}:{engine}" for objective in ("dmd", "sid") for engine in ENGINES),
     "train:flow:ddp",
     *(f"resume:dmd:{engine}" for engine in SHARDED),
+    *(f"{case}:follows:{engine}" for case in ("train", "resume") for engine in ("ddp", "zero3")),
     *(f"{case}:flow:{engine}" for case in ("bad_loss", "bad_gradient", "discard") for engine in SHARDED),
     "diverge:flow:ddp",
     "diverge:flow:zero3",
@@ -101,6 +103,23 @@ def test_resume_on_one_rank_is_exact(one: Path, engine: str) -> None:
 @pytest.mark.parametrize("engine", SHARDED)
 def test_resume_on_two_ranks_is_exact(two: Path, engine: str) -> None:
     assert_identical(result(two, f"train:dmd:{engine}"), result(two, f"resume:dmd:{engine}"))
+
+
+@pytest.mark.parametrize("engine", ["single", "ddp", "zero3"])
+def test_a_promoted_role_has_the_student_s_weights_and_survives_a_resume(one: Path, engine: str) -> None:
+    """Promotions before and after the checkpoint: the target is part of it."""
+    found = result(one, f"train:follows:{engine}")
+    assert_identical(result(one, "train:follows:single"), found)
+    assert_identical(found, result(one, f"resume:follows:{engine}"))
+    before = module("follows").networks["target"].state_dict()
+    assert not torch.equal(before["out.weight"], found["target.out.weight"])
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_promotion_on_two_ranks(two: Path, engine: str) -> None:
+    found = result(two, f"train:follows:{engine}")
+    assert distance(weights(fit(module("follows", kind=Concatenated), "single")), found) < 1e-6
+    assert_identical(found, result(two, f"resume:follows:{engine}"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
