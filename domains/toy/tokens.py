@@ -41,10 +41,14 @@ class TablePosterior(nn.Module):
         self.register_buffer("table", table.double())
         self.register_buffer("sequences", sequences(vocabulary, length))
 
-    def forward(self, z_t: Tokens, t: Tensor, cond: Cond, *, at: Tensor | None = None) -> Tensor:
-        """[B, L, V] float64."""
+    def forward(
+        self, z_t: Tokens, t: Tensor, cond: Cond, *, at: Tensor | None = None, depth: float | None = None
+    ) -> Tensor:
+        """[B, L, V] float64; with `depth`, hidden states [B, L, V^L] that name the sequence at every position."""
         masked = (z_t.ids == self.vocabulary)[:, None]
         agrees = (masked | (z_t.ids[:, None] == self.sequences)).all(2)  # [B, V^L]
+        if depth is not None:
+            return agrees.double()[:, None].expand(-1, z_t.ids.shape[1], -1)
         weight = agrees * self.table
         log_p = torch.einsum("bs,slv->blv", weight / weight.sum(1, keepdim=True), self._one_hot()).log()
         return log_p if at is None else log_p[at]
@@ -63,13 +67,18 @@ class TokenNet(nn.Module):
         self.time, self.mix = nn.Linear(1, width), nn.Linear(2 * width, width)
         self.output = nn.Linear(width, vocabulary)
 
-    def forward(self, z_t: Tokens, t: Tensor, cond: Cond, *, at: Tensor | None = None) -> Tensor:
-        """[B, L, V] log-probabilities."""
+    def forward(
+        self, z_t: Tokens, t: Tensor, cond: Cond, *, at: Tensor | None = None, depth: float | None = None
+    ) -> Tensor:
+        """[B, L, V] log-probabilities; with `depth`, the hidden states [B, L, width] they are read from."""
         dtype, mask = self.mix.weight.dtype, z_t.mask[..., None]
         here = torch.arange(z_t.ids.shape[1], device=z_t.ids.device)
         h = self.token(z_t.ids) + self.position(here) + self.time(t[:, None].to(dtype))[:, None]
         mean = (h * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-        logits = self.output(F.silu(self.mix(torch.cat([h, mean.expand_as(h)], 2)))).log_softmax(2)
+        hidden = F.silu(self.mix(torch.cat([h, mean.expand_as(h)], 2)))
+        if depth is not None:
+            return hidden
+        logits = self.output(hidden).log_softmax(2)
         copied = F.one_hot(z_t.ids.clamp(max=self.vocabulary - 1), self.vocabulary).to(dtype).log()
         log_p = torch.where((z_t.ids == self.vocabulary)[..., None], logits, copied)
         return log_p if at is None else log_p[at]

@@ -18,6 +18,7 @@ from xdistill.compat import compatibility
 from xdistill.config import compose, role_optim
 from xdistill.engine import OptimConfig
 from xdistill.errors import UsageError
+from xdistill.objectives.didi import DiDi
 from xdistill.overrides import GROUPS, LAWS
 from xdistill.process import GaussianProcess, MaskProcess
 from xdistill.sections import build_domain, build_objective
@@ -34,6 +35,9 @@ OBJECTIVES: dict[str, list[str]] = {
 }
 TOKEN_OBJECTIVES: dict[str, list[str]] = {
     "mdlm": [],
+    "idlm": [],
+    "mmd": [],
+    "didi": ["objective.importance_weight=true"],
     "sdtt": ["objective.rounds=3"],
     "dcd": ["objective.rounds=3"],
 }
@@ -103,6 +107,13 @@ def test_group_file_lists_every_option_with_its_default(objective: str) -> None:
         if key not in LAWS and parameter.default not in (None, inspect.Parameter.empty):
             default = parameter.default
             assert listed[key] == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_didi_paper_is_the_preset() -> None:
+    cfg = compose(["domain=text", "objective=didi_paper"])
+    domain = build_domain(cfg)
+    configured, preset = build_objective(cfg, domain), DiDi.paper(domain.process)
+    assert vars(configured) == vars(preset)
 
 
 def test_laws_of_the_group_files_are_the_code_defaults() -> None:

@@ -12,9 +12,8 @@ from xdistill.errors import UsageError
 from xdistill.models import Batch, TokenModel
 from xdistill.objectives.base import LossOut, Phase
 from xdistill.objectives.critic import WithCritic
-from xdistill.objectives.jumps import Jump, Start, data_start, entropy, forward_kl, jump, per_row, rollout_start
+from xdistill.objectives.jumps import Anchored, Jump, Start, data_start, jump, per_row, rollout_start
 from xdistill.objectives.mdlm import LEAST, clean
-from xdistill.objectives.tokens import FewStepTokens
 from xdistill.registry import nearest
 from xdistill.roles import RoleView
 from xdistill.samplers.mask import grid
@@ -26,7 +25,7 @@ MATCHES = ("hop", "rest", "all")
 
 
 @dataclass(eq=False, kw_only=True)
-class IDLM(WithCritic, FewStepTokens):
+class IDLM(WithCritic, Anchored):
     """Move the student until the teacher denoises its samples as well as a denoiser trained on them.
 
     min over G of Loss(teacher; G) - min_f Loss(f; G), Loss the MDLM loss on the student's samples: the sum over masked
@@ -48,8 +47,7 @@ class IDLM(WithCritic, FewStepTokens):
     that z_t shows were drawn, by REINFORCE against the mean of the batch; 1 is the whole gradient. forward: share of
     the forward KL's field f - teacher (Di[M]O 2503.15457, a generalised Jeffrey divergence), which covers more modes.
     weight_floor: w(t) = 1 / t grows no more below this t, against the variance of the last hop's few hidden tokens.
-    ratio_clip: bound of |log f - log teacher|, 0 is none. kl, entropy: weights of KL(teacher || G) and of the entropy
-    of G in a token's loss at z_s, both against collapse.
+    ratio_clip: bound of |log f - log teacher|, 0 is none. kl, entropy: see Anchored.
     Differences from the paper (text spec 3, known from summaries): hops, soft targets, the options of the last lines.
     Oracle: by enumeration, f* minimises the critic's loss, the loss is KL(student's law || table), its gradient is zero
     when these laws are equal, and a step against it lowers Loss(teacher; G) - min_f Loss(f; G).
@@ -64,13 +62,15 @@ class IDLM(WithCritic, FewStepTokens):
     forward: float = 0.0
     weight_floor: float = 0.0
     ratio_clip: float = 0.0
-    kl: float = 0.0
-    entropy: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.match not in MATCHES:
             raise UsageError(f"unknown match '{self.match}' of idlm{nearest(self.match, MATCHES)}")
+        if self.match != "hop" and self.process.order != "independent":
+            raise UsageError(
+                f"match={self.match} with order={self.process.order}: a planned order knows match=hop only"
+            )
         for key in ("rollout", "forward"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UsageError(f"{key}={getattr(self, key)}: expected a share from 0 to 1")
@@ -103,13 +103,13 @@ class IDLM(WithCritic, FewStepTokens):
 
     def critic_loss(self, made: Jump, critic: TokenModel, batch: Batch[Tokens]) -> Tensor:
         """The MDLM loss of the critic on the student's samples, [B], with their law G in place of its draws."""
-        at = self.process.masked(made.z_t)
+        at = self.answered(made)
         log_f = critic(made.z_t, made.t, batch.cond, at=at)
         return self._weighted(made, per_row(at, self._expected(made, at, -log_f)))
 
     def student_loss(self, made: Jump, critic: TokenModel, teacher: TokenModel, batch: Batch[Tokens]) -> LossOut:
         """w(t) sum <G, log f - log teacher> over the hidden tokens, and what the options add, [B]."""
-        at, own = self.process.masked(made.z_t), self.process.masked(made.start.z)
+        at, own = self.answered(made), self.process.masked(made.start.z)
         log_f, log_p = (model(made.z_t, made.t, batch.cond, at=at) for model in (critic, teacher))
         ratio = log_f - log_p
         if self.ratio_clip:
@@ -121,15 +121,10 @@ class IDLM(WithCritic, FewStepTokens):
             per_sample = (1 - self.forward) * gap + self.forward * self._weighted(made, per_row(at & own, pull))
         if self.score:
             per_sample = per_sample + self.score * self.credit(made, gap.detach())
-        spread = entropy(made.log_g)
-        metrics = {"gap": gap.detach(), "entropy": spread.detach().mean()}
-        token = -self.entropy * spread
-        if self.kl:
-            kl = forward_kl(teacher(made.start.z, made.start.s, batch.cond, at=own), made.log_g)
-            token, metrics["kl"] = token + self.kl * kl, kl.detach().mean()
-        if self.kl or self.entropy:
-            per_sample = per_sample + per_row(own, token) / own.sum(1).float().mean().clamp(min=1)
-        return LossOut(per_sample, metrics | {"loss": per_sample.detach()})
+        anchor, metrics = self.anchor(made.start, made.log_g, teacher, batch.cond)
+        per_sample = per_sample + anchor
+        metrics |= {"gap": gap.detach(), "loss": per_sample.detach()}
+        return LossOut(per_sample, metrics)
 
     def credit(self, made: Jump, reward: Tensor) -> Tensor:
         """[B], whose gradient is (reward - mean of the others) grad log G(the tokens that z_t shows)."""
@@ -147,7 +142,19 @@ class IDLM(WithCritic, FewStepTokens):
         out[~mine] = values[~mine].gather(1, made.start.z.ids[at & ~own][:, None]).squeeze(1)
         return out
 
+    def answered(self, made: Jump) -> Tensor:
+        """[B, L] the hidden tokens that count: all, or those of a planned hop, which no other token can take part in."""
+        hidden = self.process.masked(made.z_t)
+        return hidden if made.start.hop is None else hidden & made.start.hop
+
     def _weighted(self, made: Jump, sums: Tensor) -> Tensor:
-        """w(t) times sums over a sample's tokens, per free token of a sequence, [B]."""
-        tokens = made.z_t.free.sum(1).to(sums).mean().clamp(min=1)
-        return self.process.weight(made.t.clamp(min=self.weight_floor)).to(sums) * sums / tokens
+        """w(t) times sums over a sample's tokens, per free token of a sequence, [B].
+
+        Of a planned hop w is 1 / (the share of it that is hidden), per token that a call reveals: by the chain rule its
+        mean over that share is the divergence of the hop.
+        """
+        tokens, start = made.z_t.free.sum(1).to(sums).mean().clamp(min=1), made.start
+        if start.hop is None:
+            return self.process.weight(made.t.clamp(min=self.weight_floor)).to(sums) * sums / tokens
+        share = ((made.t - start.r) / (start.s - start.r)).clamp(min=max(self.weight_floor, LEAST)).to(sums)
+        return sums / share * self.steps / tokens

@@ -9,38 +9,61 @@ from torch import Tensor
 
 from xdistill import rng
 from xdistill.models import Cond, TokenModel
+from xdistill.objectives.tokens import FewStepTokens
 from xdistill.process import MaskProcess
 from xdistill.process.mask import uniforms
 from xdistill.samplers.mask import PLAIN, ancestral
+from xdistill.samplers.mask_reveal import reveal
 from xdistill.state import Tokens
 
 
 @dataclass(frozen=True)
 class Start:
-    """Partly masked sequences z at times s [B], anchors of the student; r [B] is the time of its next call."""
+    """Partly masked sequences z at times s [B], anchors of the student; r [B] is the time of its next call.
+
+    hop: [B, L] bool, the tokens that the call reveals where the order of reveals is planned; None where chance tells.
+    """
 
     z: Tokens
     s: Tensor
     r: Tensor
+    hop: Tensor | None = None
 
 
-def data_start(process: MaskProcess, x0: Tokens, times: Tensor, generator: torch.Generator) -> Start:
-    """Data noised to anchors of `times` [N + 1], spread evenly over the batch; at the first anchor nothing is left."""
+def data_start(
+    process: MaskProcess, x0: Tokens, times: Tensor, generator: torch.Generator, anchor: int | None = None
+) -> Start:
+    """Data noised to one anchor of `times` [N + 1], or to all, spread over the batch; at anchor 0 nothing is left."""
     n, calls, times = x0.batch, len(times) - 1, times.to(x0.ids.device)
     place = (rng.rand(1, generator) + torch.arange(n, device=generator.device) / n) % 1
-    k = (place * calls).long().clamp(max=calls - 1).to(x0.ids.device)
-    noised = process.corrupt(x0, times[k], generator)
-    ids = torch.where((k == 0)[:, None], process.prior(x0, generator).ids, noised.ids)
-    return Start(x0.with_ids(ids), times[k], times[k + 1])
+    k = (place * calls).long().clamp(max=calls - 1).to(times.device)
+    k = k if anchor is None else torch.full_like(k, anchor)
+    places = process.places(x0, generator)
+    noised = process.show(x0, places, times[k])
+    z = x0.with_ids(torch.where((k == 0)[:, None], process.prior(x0, generator).ids, noised.ids))
+    return Start(z, times[k], times[k + 1], planned(process, z, places, times[k + 1]))
+
+
+def planned(process: MaskProcess, z: Tokens, places: Tensor, r: Tensor) -> Tensor | None:
+    """What is revealed next, at r [B], by the places that z was masked by; None of an order by chance."""
+    if process.order == "independent":
+        return None
+    return process.masked(z) & (places < process.keep(r).to(places.device)[:, None])
 
 
 def rollout_start(
     student: TokenModel, process: MaskProcess, like: Tokens, cond: Cond, times: Tensor, k: int, gen: torch.Generator
 ) -> Start:
     """What the student's own sampler has made of `like` after k calls; the student comes under no_grad."""
-    times = times.to(like.ids.device)
-    z = ancestral(student, process, times[: k + 1], process.prior(like, gen), cond, gen)
-    return Start(z, times[k].expand(z.batch), times[k + 1].expand(z.batch))
+    times, z = times.to(like.ids.device), process.prior(like, gen)
+    s, r = times[k].expand(z.batch), times[k + 1].expand(z.batch)
+    if process.order == "independent":
+        return Start(ancestral(student, process, times[: k + 1], z, cond, gen), s, r)
+    calls, places = len(times) - 1, process.places(z, gen)
+    step = (places * calls).long()
+    plan = torch.where(process.masked(z) & (step < k), step, calls)
+    z = reveal(student, z, times[None, :-1], cond, plan, uniforms(z, gen), PLAIN)
+    return Start(z, s, r, process.masked(z) & (step == k))
 
 
 @dataclass(frozen=True)
@@ -68,6 +91,9 @@ def jump(
     own = process.masked(z)
     visible = process.keep(t) if all_tokens else process.reveal(start.s, t)
     hidden = (z.free if all_tokens else own) & (uniforms(z, generator) >= visible.to(device)[:, None])
+    if start.hop is not None:
+        shown = uniforms(z, generator) < (visible / process.reveal(start.s, start.r)).to(device)[:, None]
+        hidden = own & ~(start.hop & shown)
     drawn, u = own & ~hidden, uniforms(z, generator)
     ids = torch.where(hidden, process.mask_id, z.ids)
     ids[drawn] = PLAIN(log_g.detach()[drawn[own]], u[drawn])
@@ -81,10 +107,31 @@ def per_row(at: Tensor, values: Tensor) -> Tensor:
 
 def entropy(log_p: Tensor) -> Tensor:
     """Entropies in nats of the rows of log_p [N, V]; a token of probability zero counts nothing."""
-    return torch.special.entr(log_p.exp()).sum(1)
+    p = log_p.exp()
+    return -(p * log_p.masked_fill(p == 0, 0)).sum(1)
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) of the rows, [N]; what p never says counts nothing."""
     p = log_p.exp()
     return (p * (log_p - log_q).masked_fill(p == 0, 0)).sum(1)
+
+
+@dataclass(eq=False, kw_only=True)
+class Anchored(FewStepTokens):
+    """What keeps a student diverse where a call starts.
+
+    kl, entropy: weights, in the loss of a masked token, of KL(teacher || G) and of the entropy of G.
+    """
+
+    kl: float = 0.0
+    entropy: float = 0.0
+
+    def anchor(self, start: Start, log_g: Tensor, teacher: TokenModel, cond: Cond) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss [B], a token of a mean sequence, and what to log."""
+        own, spread = self.process.masked(start.z), entropy(log_g)
+        token, metrics = -self.entropy * spread, {"entropy": spread.detach().mean()}
+        if self.kl:
+            kl = forward_kl(teacher(start.z, start.s, cond, at=own), log_g)
+            token, metrics["kl"] = token + self.kl * kl, kl.detach().mean()
+        return per_row(own, token) / own.sum(1).to(token).mean().clamp(min=1), metrics
