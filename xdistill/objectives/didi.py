@@ -36,6 +36,8 @@ CHOICES = {
     "kl_teacher": ("subs", "raw"),
     "draw": ("exact", "paper_fp32"),
 }
+BOUNDED = ("advantage_clip", "odds_clip", "omega_min", "omega_max", "label_smoothing", "end")
+BOUNDED += ("kl_first", "kl_second", "entropy", "discriminator_warmup")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -54,7 +56,8 @@ class DiDi(FewStepTokens):
     advantage: leave_one_out, unbiased, or group, normalised by the group's deviation. credit: which tokens a reward
     moves: all of the sequence, those without the ones that the second jump revealed and z_t hides again (visible:
     their gradient is zero on average), or token, where each visible token has its own logit as reward.
-    advantage_clip, odds_clip, omega_min, omega_max: bounds of these factors (0: no clip).
+    judge: the positions whose logits count, masked or all: a sequence without a masked one is worth 0 to the former.
+    advantage_clip, odds_clip: bounds, 0 is none. omega_min, omega_max: bounds of the weight of a time.
     reuse: draw tokens in the pass that gives their log-probability, instead of one pass for each.
     logp: changed_only, or prev_is_mask, which floors probabilities at 1e-10 and adds constants for what stays masked.
     kl: divergence between teacher and student at both jumps, with weights kl_first and kl_second. kl_teacher: its
@@ -116,6 +119,14 @@ class DiDi(FewStepTokens):
                 raise UsageError(f"unknown {key} '{value}' of didi{nearest(str(value), known)}")
         if self.group < 2:
             raise UsageError(f"group={self.group}: a sample needs others to be compared with, at least 2")
+        for key in ("discriminator_updates", "teacher_steps"):
+            if getattr(self, key) < 1:
+                raise UsageError(f"{key}={getattr(self, key)}: expected at least 1")
+        for key in BOUNDED:
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise UsageError(f"{key}={getattr(self, key)}: expected a finite number, at least 0")
+        if not (self.label_smoothing < 0.5 and self.end < 1 and self.omega_min <= self.omega_max):
+            raise UsageError("didi: expected label_smoothing < 0.5, end < 1 and omega_min <= omega_max")
         if self.importance_weight and not hasattr(self.time_law, "density"):
             raise UsageError("importance_weight=true needs a time law with a density: time_law={name: beta}")
         self.needs = Needs(data=self.real_source != "teacher", process=MaskProcess)  # type: ignore[misc]
