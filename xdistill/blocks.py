@@ -35,11 +35,13 @@ class Past:
     start: position of the call's first token. store: whether the call's own keys and values are remembered too.
     layers: [B, heads, P, d] keys and values of each layer, positions 0..P-1; those of the call's positions are replaced
     by its own, so that P = start is a cache of what precedes a block, and P = L one of all around it.
+    mask: [B, L] bool, True = real token; None when there is no padding.
     """
 
     start: int = 0
     store: bool = False
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    mask: Tensor | None = None
 
     def join(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values that a layer attends to, those of this call [B, heads, n, d] in their place."""
@@ -52,12 +54,17 @@ class Past:
             self.layers[layer] = (k, v)
         return k, v
 
-    def at(self, start: int, *, store: bool = False, until: int | None = None) -> Past:
-        """The same memory, or its first `until` positions, for a call whose tokens begin at `start`."""
-        layers = self.layers
-        if until is not None:
-            layers = {i: (k[:, :, :until], v[:, :, :until]) for i, (k, v) in layers.items()}
-        return Past(start, store, layers)
+    def at(self, start: int, *, store: bool = False) -> Past:
+        """The same memory for a call whose tokens begin at `start`."""
+        return Past(start, store, self.layers, self.mask)
+
+    def seen(self, mask: Tensor) -> Tensor:
+        """Which of all keys are real, [B, P], when those of the call are by `mask` [B, n]."""
+        stop = self.start + mask.shape[1]
+        whole = self.mask
+        if whole is None:
+            whole = torch.ones(len(mask), max(self.length, stop), dtype=torch.bool, device=mask.device)
+        return torch.cat([whole[:, : self.start], mask, whole[:, stop : self.length]], 1)
 
     @property
     def length(self) -> int:
@@ -69,7 +76,7 @@ class Past:
 
     def to(self, device: torch.device | str) -> Past:
         layers = {i: (k.to(device), v.to(device)) for i, (k, v) in self.layers.items()}
-        return Past(self.start, self.store, layers)
+        return Past(self.start, self.store, layers, None if self.mask is None else self.mask.to(device))
 
 
 def doubled_mask(length: int, size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -24,10 +24,8 @@ def block_logits(
     those from its `start` on. Both give the same numbers, up to the order of sums.
     """
     if isinstance(cond, Past):
-        if mask is not None and cond.length:
-            around = cond.length - (cond.start + ids.shape[1])
-            seen = torch.ones(len(ids), cond.start, dtype=torch.bool, device=ids.device)
-            mask = torch.cat([seen, mask, seen.new_ones(len(ids), max(0, around))], 1)
+        if mask is not None or cond.mask is not None:
+            mask = cond.seen(torch.ones_like(ids, dtype=torch.bool) if mask is None else mask)
         return net(ids, sigma, at=at, mask=mask, past=cond)
     length = ids.shape[1]
     attend = doubled_mask(length, cond.size, ids.device)[None, None]

@@ -14,6 +14,7 @@ from xdistill.models import Cond, TokenModel
 from xdistill.process.mask import MaskProcess
 from xdistill.registry import nearest
 from xdistill.rng import Generator
+from xdistill.samplers.cached import cached
 from xdistill.samplers.draws import PLAIN, PRECISIONS, TokenDraw, token_uniforms
 from xdistill.samplers.mask_confidence import entropy_bounded, threshold, top_k
 from xdistill.samplers.mask_order import first_hitting, spread
@@ -110,6 +111,12 @@ METHODS: dict[str, TokenSampler] = {
     "entropy_bounded": entropy_bounded,
 }
 
+#: Those for networks that keep keys and values (`xdistill.blocks.Past`): blocks from left to right, approximately.
+CACHED: dict[str, TokenSampler] = {
+    "prefix_cache": partial(cached, kind="prefix"),
+    "dual_cache": partial(cached, kind="dual"),
+}
+
 #: What `sample_tokens` is configured with.
 TOKEN_KEYS = ("steps", "temperature", "top_p", "method")
 
@@ -130,8 +137,9 @@ def sample_tokens(
 
     Raises UsageError for an unknown method and for an option that the method does not have.
     """
-    if method not in METHODS:
-        raise UsageError(f"unknown method '{method}' of token samplers{nearest(method, METHODS)}")
+    methods = {**METHODS, **CACHED}
+    if method not in methods:
+        raise UsageError(f"unknown method '{method}' of token samplers{nearest(method, methods)}")
     fixed = {"model": model, "process": process, "times": grid(steps), "z": process.prior(like, generator)}
     fixed |= {"cond": cond, "generator": generator, "draw": draw}
-    return registry.call(METHODS[method], options, f"method '{method}'", **fixed)
+    return registry.call(methods[method], options, f"method '{method}'", **fixed)
