@@ -27,7 +27,10 @@ def build(
 ) -> TextDenoiser:
     """The network of these weights, sizes taken from their shapes; on meta tensors nothing is allocated."""
     config = sizes(state, stored, heads)
-    mask = stored.config.get("mask_index", config.vocabulary - 1) if mask_id is None else mask_id
+    said = stored.config.get("mask_index", config.vocabulary - 1 if mask_id is None else mask_id)
+    mask = said if mask_id is None else mask_id
+    if mask != said:
+        raise XDistillError(f"mask_id={mask}: {stored.path} says that its mask is id {said}")
     if not 0 <= mask < config.vocabulary:
         raise XDistillError(f"mask_id={mask}: {stored.path} has ids 0 to {config.vocabulary - 1}")
     told = bool(stored.config.get("time_conditioning", False)) if timed is None else timed

@@ -20,6 +20,9 @@ from xdistill.models import Cond
 from xdistill.state import Tokens
 
 
+FIRST_ITERATIONS = 15  # of a fresh layer: random vectors would divide it by about nothing
+
+
 @dataclass(frozen=True)
 class Borrowed:
     """A network that belongs to another role: hidden from nn.Module, and copies of the borrower share it."""
@@ -119,8 +122,9 @@ class SpectralLinear(nn.Module):
         generator, bound = rng.generator("spectral", inputs, outputs), 1 / math.sqrt(inputs)
         for parameter in (self.weight_orig, self.bias):
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        for buffer in (self.weight_u, self.weight_v):
-            buffer.copy_(F.normalize(buffer.normal_(generator=generator), dim=0))
+        self.weight_u.normal_(generator=generator)
+        for _ in range(FIRST_ITERATIONS):
+            self.iterate()
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

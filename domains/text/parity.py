@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from xdistill import rng
 from xdistill.domains.text import parity_didi, parity_samplers
 from xdistill.domains.text.denoiser import subs
+from xdistill.domains.text.judges import counted, perplexity, target_log_probs
+from xdistill.domains.text.metrics import token_entropy
 from xdistill.domains.text.recording import Recording
 from xdistill.ema import ema_update
 from xdistill.models import NoCond
@@ -114,4 +116,11 @@ def ema(r: Recording) -> Iterator[CaseResult]:
 
 def metrics(r: Recording) -> Iterator[CaseResult]:
     """Entropy of samples, and a judge's perplexity of them."""
-    yield from ()
+    yield r.check("metric.entropy_per_sample", torch.from_numpy(token_entropy(r["metric.entropy_tokens"])))
+    ids = r["metric.judge_tokens"]
+    valid = counted(ids, r.config["metric_eos_id"])
+    yield r.check("metric.judge_valid", valid.float())
+    nll = -target_log_probs(r["metric.judge_logits"], ids) * valid
+    yield r.check("metric.judge_nll", nll)
+    sums = torch.stack([nll.double().sum(1), valid.sum(1).double()], 1)
+    yield r.check("metric.judge_ppl", torch.tensor(perplexity(sums.numpy())))

@@ -209,10 +209,14 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     assert "unexpected blocks.0.extra" in refusal(load_text_model, stored("c.ckpt", **extra))
     assert "unexpected model.x" in refusal(load_text_model, stored("d.ckpt", **{"model.x": torch.ones(1)}))
     assert "no text network" in refusal(load_text_model, lightning(tmp_path / "e.ckpt", {"w": torch.ones(1)}))
-    assert "mask_id=97" in refusal(load_text_model, TINY, mask_id=97)
+    assert "mask_id=97" in refusal(
+        load_text_model, lightning(tmp_path / "g.ckpt", under("backbone.", WEIGHTS)), mask_id=97
+    )
+    assert "says that its mask is id 96" in refusal(load_text_model, TINY, mask_id=5)
     half = mdlm(tmp_path / "f.ckpt")
     content = torch.load(half, weights_only=False)
-    for shadow in ([], content["ema"]["shadow_params"][:-1], {"a": 1}):
+    broken: list[Any] = [[], content["ema"]["shadow_params"][:-1], {"a": 1}]
+    for shadow in broken:
         torch.save({**content, "ema": {"shadow_params": shadow}}, half)
         assert "ema=False" in refusal(load_text_model, half)
         assert same(load_text_model(half, ema=False), WEIGHTS)
