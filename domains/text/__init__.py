@@ -36,7 +36,8 @@ class TextDomainConfig:
 
     tokenizer: `shipped` (a BPE of 1,024 ids trained on the corpus), `bytes`, `gpt2`, `bpe-N` (trained on the data), or
     a folder of the transformers library. context: tokens of a sequence. size: of a network to train from nothing,
-    `mini` or a published one. timed: whether the teacher is told the time: `auto` as its file says, else true or false.
+    `mini` or a published one. masking: which tokens are masked together, see `MaskProcess.order`. timed: whether the
+    teacher is told the time: `auto` as its file says, else true or false.
     text_key: field of .jsonl and .parquet files that holds the text. holdout: share of your documents kept for
     validation. judge: what measures perplexity, `ar` and `ngram` are ours. reference_steps: network calls of the
     teacher's own sampler.
@@ -45,6 +46,7 @@ class TextDomainConfig:
     tokenizer: str = "shipped"
     context: int = 128
     size: str = "mini"
+    masking: str = "independent"
     timed: str | bool = "auto"
     text_key: str = "text"
     holdout: float = 0.02
@@ -71,7 +73,7 @@ class TextDomain(TextServing):
     @cached_property
     def process(self) -> MaskProcess:  # type: ignore[override]
         """The masking of this tokenizer."""
-        return MaskProcess(self.tokenizer.mask_id)
+        return MaskProcess(self.tokenizer.mask_id, order=self.text.masking)
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:  # type: ignore[override]

@@ -70,14 +70,14 @@ def expected(objective, student, teacher, x0, weights, draws):
 
 
 def two_step_nodes(teacher):
-    """All that one of two teacher steps from (m, m) at t = 1 can reveal, to 0.5: uniforms and their probabilities."""
+    """All that one of two teacher steps from (m, m) at t = 1 can reveal, to 0.5: places, uniforms and their probabilities."""
     p = law(teacher, M, M)
     middle = p.cumsum(1) - p / 2
     nodes = list(itertools.product((0.25, 0.75), (0.25, 0.75), range(V), range(V)))
     reveal = torch.tensor([n[:2] for n in nodes], dtype=F64)
     draw = torch.stack([torch.stack([middle[0, a], middle[1, b]]) for *_, a, b in nodes])
     weights = torch.stack([p[0, a] * p[1, b] / 4 for *_, a, b in nodes])
-    return weights, [torch.full_like(draw, 0.5), reveal, draw]
+    return weights, [reveal, draw]
 
 
 def after_two_steps(teacher, mean):
@@ -145,11 +145,13 @@ class TestSDTT:
 
     def test_tokens_keep_the_law_of_the_step_that_revealed_them(self):
         teacher = TablePosterior(random_table(V, 3), V, 3)
-        half = [torch.tensor([[0.5, 0.5, 0.5]], dtype=F64)]
-        draws = [torch.tensor([u], dtype=F64) for u in ([0.0, 0.9, 0.9], [0.1] * 3, [0.9, 0.9, 0.0], [0.9] * 3)]
+        places = torch.tensor(
+            [[0.0, 0.9, 0.5]], dtype=F64
+        )  # the first step reveals the first token, the second the last
+        draws = [torch.tensor([u], dtype=F64) for u in ([0.1] * 3, [0.9] * 3)]
         times = [torch.tensor([t], dtype=F64) for t in (1, 2 / 3, 1 / 3, 0)]
         z = tokens([[M, M, M]])
-        target = revealing_targets(teacher, PROCESS, times, z, NoCond(), Recorded(draws + half))
+        target = revealing_targets(teacher, PROCESS, times, z, places, NoCond(), Recorded(draws))
         say = lambda *ids: teacher(tokens([ids]), times[0], NoCond())[0]  # noqa: E731
         a = int((say(M, M, M)[0].exp().cumsum(0) < 0.1).sum())
         c = int((say(a, M, M)[2].exp().cumsum(0) < 0.9).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +12,6 @@ from xdistill.objectives.base import LossOut, Phase
 from xdistill.objectives.mdlm import clean
 from xdistill.objectives.rounds import Rounds
 from xdistill.objectives.tokens import token_sums
-from xdistill.process.mask import uniforms
 from xdistill.roles import RoleView
 from xdistill.state import Tokens
 
@@ -46,10 +45,8 @@ class DCD(Rounds):
     def loss(self, phase: Phase, batch: Batch[Tokens], net: RoleView, generator: torch.Generator) -> LossOut:
         x0, calls = clean(batch), self.calls(phase)
         t = self.draw_times(x0, calls, net.shared)
-        s, u = (t - 1 / calls).clamp(min=0), uniforms(x0, generator)
-        z_t, z_s = (
-            self.process.corrupt(x0, r, generator, replace(x0, mask=u < self.process.keep(r)[:, None])) for r in (t, s)
-        )
+        s, places = (t - 1 / calls).clamp(min=0), self.process.places(x0, generator)
+        z_t, z_s = (self.process.show(x0, places, r) for r in (t, s))
         at, still = self.process.masked(z_t), self.process.masked(z_s)
         teacher = self.frozen(phase, net)(z_s, s, batch.cond, at=still)
         log_p = net.train("student")(z_t, t, batch.cond, at=at)

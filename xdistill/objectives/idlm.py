@@ -143,7 +143,7 @@ class IDLM(WithCritic, Anchored):
         return out
 
     def answered(self, made: Jump) -> Tensor:
-        """[B, L] the hidden tokens that count: all, or those of a planned hop, which no other token can take part in."""
+        """[B, L] the hidden tokens that count: all, or those of a planned hop, in which no other takes part."""
         hidden = self.process.masked(made.z_t)
         return hidden if made.start.hop is None else hidden & made.start.hop
 

@@ -24,17 +24,23 @@ from xdistill.state import Tokens
 
 @torch.no_grad()
 def revealing_targets(
-    teacher: TokenModel, process: MaskProcess, times: Sequence[Tensor], z: Tokens, cond: Cond, generator: Generator
+    teacher: TokenModel,
+    process: MaskProcess,
+    times: Sequence[Tensor],
+    z: Tokens,
+    places: Tensor,
+    cond: Cond,
+    generator: Generator,
 ) -> Tensor:
     """Log-probabilities [N, V] of the N masked positions of z, each as the teacher saw it when it revealed it.
 
-    times: k + 1 of [B], decreasing from that of z: k ancestral steps, k calls. What the last step leaves masked takes
-    the last log-probabilities too, so that step needs no draw; all steps together send each position through the
-    vocabulary head once.
+    times: k + 1 of [B], decreasing from that of z: k teacher steps, k calls. places: which z was masked by. What the
+    last step leaves masked takes the last log-probabilities too, so that step needs no draw; all steps together send
+    each position through the vocabulary head once.
     """
     at, said = process.masked(z), []
     for t, r in itertools.pairwise(times[:-1]):
-        now = process.masked(z) & (uniforms(z, generator) < process.reveal(t, r).to(z.ids.device)[:, None])
+        now = process.masked(z) & (places < process.keep(r).to(places.device)[:, None])
         u = uniforms(z, generator)[now]
         if now.any():
             log_p = teacher(z, t, cond, at=now)
@@ -76,9 +82,10 @@ class SDTT(Rounds):
     def loss(self, phase: Phase, batch: Batch[Tokens], net: RoleView, generator: torch.Generator) -> LossOut:
         x0, calls = clean(batch), self.calls(phase)
         t = self.draw_times(x0, calls, net.shared)
-        z_t = self.process.corrupt(x0, t, generator)
+        places = self.process.places(x0, generator)
+        z_t = self.process.show(x0, places, t)
         times = [t - j / (calls * self.substeps) for j in range(self.substeps + 1)]
-        target = revealing_targets(self.frozen(phase, net), self.process, times, z_t, batch.cond, generator)
+        target = revealing_targets(self.frozen(phase, net), self.process, times, z_t, places, batch.cond, generator)
         at = self.process.masked(z_t)
         gap = self.gap(net.train("student")(z_t, t, batch.cond, at=at), target)
         per_sample = token_sums(gap, at) / self.masked_tokens(x0, calls)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from xdistill.errors import UsageError
 from xdistill.models import Cond, TokenModel
-from xdistill.process.mask import MaskProcess
+from xdistill.process.mask import MaskProcess, spread_key
 from xdistill.rng import Generator
 from xdistill.samplers.draws import PLAIN, TokenDraw, row_uniforms, token_uniforms
 from xdistill.samplers.mask_reveal import even, ranks, reveal
@@ -62,19 +62,6 @@ def spread(
         raise UsageError(f"order={order}: expected {', '.join(ORDERS)}")
     shift = row_uniforms(z.batch, generator, z.ids.device)
     place, which = token_uniforms(z, generator, 2)
-    position = z.mask.cumsum(1) - 1
-    if order == "spread":
-        size = z.elements[:, None]
-        key = reversed_bits((position + (shift[:, None] * size).long()) % size.clamp(min=1), int(size.max()))
-    else:
-        key = place if order == "random" else position
+    key = {"spread": spread_key(z.mask, shift), "random": place, "left_to_right": z.mask.cumsum(1)}[order]
     step = even(process, z, key.double(), len(times) - 1)
     return reveal(model, z, times[None, :-1], cond, step, which, draw)
-
-
-def reversed_bits(index: Tensor, size: int) -> Tensor:
-    """Integers in [0, size) with their bits in reverse order: sorting by it gives the van der Corput order."""
-    out = torch.zeros_like(index)
-    for _ in range(max(size - 1, 1).bit_length()):
-        out, index = out * 2 + index % 2, index // 2
-    return out
