@@ -11,7 +11,7 @@ from pathlib import Path
 from xdistill.domains.text.text_report import TextReport
 from xdistill.domains.text.tokenizers import END
 
-BLOCK = 1 << 20  # characters of a document held in memory at once
+BLOCK = 1 << 16  # characters of a piece of a document, at least; none is longer than two
 WINDOW = 4096  # characters before a cut in which a space between words is looked for
 
 

@@ -49,8 +49,8 @@ class TextReport:
         """The message when no document of the corpus `name` is left."""
         if not self.counts:
             return f"no usable document in {name}: {HINTS['empty document']}"
-        reason, count = self.counts.most_common(1)[0]
-        return f"no usable document in {name}: {reason} {count}x, e.g. {self.examples[reason][0]}: {HINTS[reason]}"
+        reason = max(self.counts, key=lambda r: (r != "other format", self.counts[r]))
+        return f"no usable document in {name}: {reason} {self.counts[reason]}x, e.g. {self.examples[reason][0]}: {HINTS[reason]}"
 
     def table(self) -> Table:
         """A rich table, one row a reason, most frequent first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from xdistill.domains.text.tokenizers import TextTokenizer
 from xdistill.errors import XDistillError
 
 SCHEMA = 1
-BATCH = 1 << 20  # characters encoded at once: their encodings need about a hundred times as many bytes
+BATCH = 1 << 19  # characters encoded at once: their encodings need about a hundred times as many bytes
 FEW = 250  # documents: of fewer, whole ones would make too uneven a validation split
 SLOW = 8 << 20  # bytes: a corpus from here on shows a progress bar
 
@@ -78,22 +79,21 @@ def token_stream(documents: Documents, tokenizer: TextTokenizer, *, ends: bool =
     stream = _open(folder)
     if stream:
         return stream
-    partial = parent / f".{folder.name}.{os.getpid()}"
     try:
         with alone(parent / f"{folder.name}.lock", f"the token stream of {documents.name}"):
             if stream := _open(folder):
                 return stream
-            partial.mkdir(exist_ok=True)
-            _build(partial, documents, tokenizer, ends)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=parent) as scratch:
+                made = Path(scratch) / "stream"
+                made.mkdir()
+                _build(made, documents, tokenizer, ends)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(made, folder)
     except OSError as error:
         raise XDistillError(
             f"could not write the tokens of {documents.name} to {parent} ({error}): make room there, or set "
             f"XDISTILL_CACHE to another folder"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return TokenStream(folder)
 
 
