@@ -233,18 +233,18 @@ class TestPlans:
 
     def test_rows_without_reveals_are_not_called(self, net):
         with Watch(net) as seen:
-            run(net, sequences(8), range(8), "ancestral", {}, 200)
-        assert sum(seen.rows) < 0.5 * 8 * len(seen.rows)
+            run(net, sequences(24), range(24), "ancestral", {}, 100)
+        assert sum(seen.rows) < 0.25 * 24 * len(seen.rows)
         assert min(seen.rows) == LEAST_ROWS
 
     def test_replay_calls_rows_again_only_if_they_changed(self, net):
         net.timed = False
         with Watch(net) as seen:
-            run(net, sequences(8), range(8), "ancestral", {"precision": "paper_fp32"}, 200)
+            run(net, sequences(8), range(8), "ancestral", {"precision": "paper_fp32"}, 100)
         del net.timed
         with Watch(net) as timed:
-            run(net, sequences(8), range(8), "ancestral", {"precision": "paper_fp32"}, 200)
-        assert sum(seen.rows) < 0.5 * sum(timed.rows)
+            run(net, sequences(8), range(8), "ancestral", {"precision": "paper_fp32"}, 100)
+        assert sum(seen.rows) < 0.6 * sum(timed.rows)
 
     def test_recorded_uniforms(self, net):
         u = torch.linspace(0, 0.99, 4 * L, dtype=torch.float64).view(2, 2, L)
@@ -300,6 +300,16 @@ def reveals(sampler, length, steps, **options):
     return [(a == V) & (b != V) for a, b in itertools.pairwise(states)]
 
 
+class Label:
+    """A condition: the rows of a call belong to it, so that all of them go through the network."""
+
+    def drop(self):
+        return self
+
+    def to(self, device):
+        return self
+
+
 class Law(torch.nn.Module):
     """A network that predicts the same law [L, V] whatever it sees."""
 
@@ -348,13 +358,12 @@ class TestRemasking:
         states = []
         law.register_forward_pre_hook(lambda _, args: states.append(args[0].ids.clone()))
         z = Tokens(torch.full((400, 40), V), torch.ones(400, 40, dtype=torch.bool))
-        remdm(law, PROCESS, grid(6), z, NoCond(), rng.generator(0), schedule="conf", eta=1.0)
+        remdm(law, PROCESS, grid(6), z, Label(), rng.generator(0), schedule="conf", eta=1.0)
         shown = torch.zeros(2)
         for a, b in itertools.pairwise(states):
-            if len(a) == len(b) == 400:
-                for v in (0, 1):
-                    shown[v] += (a == v).sum()
-                    forgotten[v] += ((a == v) & (b == V)).sum()
+            for v in (0, 1):
+                shown[v] += (a == v).sum()
+                forgotten[v] += ((a == v) & (b == V)).sum()
         rate = forgotten / shown
         assert 2.0 < float(rate[1] / rate[0]) < 3.3
 
