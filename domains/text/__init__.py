@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from xdistill.domain import DataSource, Metric, TeacherSampler
+from xdistill.domain import DataSource, TeacherSampler
 from xdistill.domains.text import teacher
 from xdistill.domains.text.checkpoint import check_tokenizer, load_text_model
 from xdistill.domains.text.data import corpus, documents_of
 from xdistill.domains.text.denoiser import TextDenoiser
 from xdistill.domains.text.discriminator import TokenDiscriminator
 from xdistill.domains.text.documents import Documents
+from xdistill.domains.text.measuring import TextMeasuring
 from xdistill.domains.text.packing import Packed, PackedSource
 from xdistill.domains.text.serving import TextServing
 from xdistill.domains.text.tokenizer_files import load_tokenizer
@@ -54,7 +55,7 @@ class TextDomainConfig:
     reference_steps: int = 128
 
 
-class TextDomain(TextServing):
+class TextDomain(TextServing, TextMeasuring):
     """Token sequences of one context length; see `TextDomainConfig` for its keys and text spec for the conventions."""
 
     name = "text"
@@ -68,7 +69,7 @@ class TextDomain(TextServing):
         self.text = TextDomainConfig(**cfg)
         if self.text.timed not in ("auto", True, False):
             raise UsageError(f"domain.timed={self.text.timed}: expected auto, true or false")
-        self.context = self.text.context
+        self.context, self.judge_name = self.text.context, self.text.judge
 
     @cached_property
     def process(self) -> MaskProcess:  # type: ignore[override]
@@ -136,6 +137,3 @@ class TextDomain(TextServing):
             return sample_tokens(model, self.process, steps, batch.like, batch.cond, generator, method=method)
 
         return sample
-
-    def metrics(self, samples: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
-        return {"score": Metric(0.0, 0.0, 0.0, len(samples))}
