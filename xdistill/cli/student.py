@@ -11,6 +11,7 @@ import torch
 
 from xdistill.config import compose
 from xdistill.errors import UsageError
+from xdistill.samplers.mask import token_sampler
 from xdistill.sections import build_domain
 from xdistill.student import Loaded, load_student, sampler_options
 
@@ -51,15 +52,15 @@ def options(
     changes = {"noise_scale": noise_scale, "temperature": temperature, "top_p": top_p, "method": method}
     most = loaded.domain.most_steps(**request)
     if most is not None and steps > most:
-        raise UsageError(
-            f"steps={steps}: {most} tokens are revealed in at most {most} calls: give at most that"
-        )
+        raise UsageError(f"steps={steps}: {most} tokens are revealed in at most {most} calls: give at most that")
     given = {"steps": steps or None, **changes}
     given = {key: value for key, value in given.items() if value is not None}
     for key, value in given.items():
         if key not in loaded.objective.sample_keys:
             known = ", ".join(f"{name}=" for name in loaded.objective.sample_keys)
             raise UsageError(f"{key}={value}: this student's sampler takes {known}: leave it out")
+    if method is not None:
+        token_sampler(method)
     return {**sampler_options(loaded.config, loaded.objective), **given}
 
 

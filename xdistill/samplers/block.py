@@ -12,6 +12,7 @@ from xdistill.blocks import EarlierBlocks, Past
 from xdistill.errors import UsageError
 from xdistill.models import Cond, TokenModel
 from xdistill.process.mask import MaskProcess
+from xdistill.registry import nearest
 from xdistill.rng import Generator
 from xdistill.samplers.draws import PLAIN, TokenDraw
 from xdistill.samplers.mask import METHODS, grid
@@ -86,10 +87,12 @@ def by_blocks(
     blocks in which nothing is masked cost that call alone. `cache=False` gives the same from doubled sequences.
     Rows that stop lose the rest of their `mask`; their later ids are arbitrary. A row does not depend on the others.
 
-    Raises UsageError for a block or a number of steps that cannot be.
+    Raises UsageError for a block or a number of steps that cannot be, and for an unknown method.
     """
     length = z.ids.shape[1]
     check_blocks(block, steps, length)
+    if method not in METHODS:
+        raise UsageError(f"unknown method '{method}' of a sampler inside blocks{nearest(method, METHODS)}")
     past, count = Past(), -(-length // block)
     for number in range(count):
         place = slice(number * block, min((number + 1) * block, length))

@@ -121,6 +121,14 @@ CACHED: dict[str, TokenSampler] = {
 TOKEN_KEYS = ("steps", "temperature", "top_p", "method")
 
 
+def token_sampler(method: str) -> TokenSampler:
+    """The sampler of this name; raises UsageError with the nearest one."""
+    methods = {**METHODS, **CACHED}
+    if method not in methods:
+        raise UsageError(f"unknown method '{method}' of token samplers{nearest(method, methods)}")
+    return methods[method]
+
+
 def sample_tokens(
     model: TokenModel,
     process: MaskProcess,
@@ -137,9 +145,7 @@ def sample_tokens(
 
     Raises UsageError for an unknown method and for an option that the method does not have.
     """
-    methods = {**METHODS, **CACHED}
-    if method not in methods:
-        raise UsageError(f"unknown method '{method}' of token samplers{nearest(method, methods)}")
+    sampler = token_sampler(method)
     fixed = {"model": model, "process": process, "times": grid(steps), "z": process.prior(like, generator)}
     fixed |= {"cond": cond, "generator": generator, "draw": draw}
-    return registry.call(methods[method], options, f"method '{method}'", **fixed)
+    return registry.call(sampler, options, f"method '{method}'", **fixed)

@@ -221,6 +221,7 @@ def test_bad_sampler_options(loaded: Loaded) -> None:
         ({"steps": 30, "request": {"length": 24}}, "24 tokens"),
         ({"steps": 4, "noise_scale": 1.0}, "takes steps=, temperature="),
         ({"steps": 4, "top_p": 0.0}, "above 0"),
+        ({"steps": 4, "method": "confidenc"}, "did you mean 'confidence'"),
     ):
         with pytest.raises(UsageError, match=message):
             options(loaded, **given)  # type: ignore[arg-type]
