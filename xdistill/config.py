@@ -17,7 +17,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 class TrainConfig:
     """steps: macro-steps of the run. max_minutes: end earlier when this much wall time is used (0: never).
     checkpoint_every, log_every: in macro-steps. keep: newest checkpoints kept besides the best.
-    skip_limit: consecutive non-finite updates of a role that end the run.
+    skip_limit: consecutive non-finite updates of a role that end the run. guard: warn, stop or off, when samples of the
+    student become less diverse than the teacher's. guard_every: macro-steps between these checks.
     """
 
     steps: int = 1000
@@ -26,6 +27,8 @@ class TrainConfig:
     log_every: int = 10
     keep: int = 2
     skip_limit: int = 20
+    guard: str = "warn"
+    guard_every: int = 100
 
 
 @dataclass
@@ -107,8 +110,8 @@ class EMASection:
 @dataclass
 class SamplerConfig:
     """steps: network calls of the student when it generates (0: as trained). noise_scale: multiplies the noise term of
-    continuous samplers. Of tokens: temperature divides log-probabilities (0: the most likely), top_p keeps the smallest
-    set of that much probability, method is the order in which tokens are revealed.
+    continuous samplers. temperature: divides the log-probabilities of tokens (0: the most likely). top_p: keeps the
+    smallest set of tokens that has this much probability. method: the order in which tokens are revealed.
     """
 
     steps: int = 0
@@ -208,12 +211,17 @@ class ExtractConfig:
 class EvaluateConfig:
     """domain: the modality. ckpt: checkpoints to sample from, separated by commas. dir: folders of samples made by
     anyone in the domain's formats, or by generate, separated by commas. teacher: samplers of the domain's teacher,
-    separated by commas, as in reference,ode. teacher_steps: network calls of those (0: as each is published).
+    separated by commas, as in reference,ode; NAME@CALLS, as in reference,ancestral@8, at so many network calls.
+    teacher_steps: network calls of the rest (0: as each is published).
     metrics: fast (what takes seconds), full (all that this machine has what it takes for), or names of costly ones
-    to add, separated by commas. num: samples of each checkpoint and sampler. json: where to save the table (none:
-    evaluation.json in the first source). html: where to write a report with plots and structures (none: nowhere).
-    seed, batch, steps, noise_scale: as in generate. domain.KEY: any key of the domain's section of a configuration, as
-    `xdistill fit domain=NAME --help` lists them; it also holds for checkpoints, whatever their runs had.
+    to add, separated by commas. curve: values of the option that trades diversity for quality (temperature of text),
+    separated by commas, as in 0.7,0.8,0.9,1: adds the curve of every source, and its value where curves may be
+    compared. num: samples of each checkpoint and sampler. json: where to save the table (none:
+    evaluation.json in the first source), with the plot of the curves beside it. html: where to write a report with
+    plots and structures (none: nowhere).
+    seed, batch, steps, noise_scale, temperature, top_p, method: as in generate. domain.KEY: any key of the domain's
+    section of a configuration, as `xdistill fit domain=NAME --help` lists them; it also holds for checkpoints,
+    whatever their runs had.
     """
 
     domain: str
@@ -222,6 +230,7 @@ class EvaluateConfig:
     teacher: str | None = None
     teacher_steps: int = 0
     metrics: str = "fast"
+    curve: str = ""
     num: int = 64
     json: str | None = None
     html: str | None = None
@@ -229,6 +238,9 @@ class EvaluateConfig:
     batch: int = 16
     steps: int = 0
     noise_scale: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    method: str | None = None
 
 
 @dataclass

@@ -26,12 +26,15 @@ REACH = 0.02  # of x: how far beyond its ends a curve is extended
 
 @dataclass(frozen=True)
 class Axes:
-    """setting: the sampler option that is swept. x, y: what the axes are called; y is better when low or high."""
+    """setting: the sampler option that is swept. x, y: what the axes are called, x as its metric; y is better when low
+    or high. settings: values of a short sweep.
+    """
 
     setting: str
     x: str
     y: str
     better: str = "low"
+    settings: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ from xdistill.process import Process
 from xdistill.rng import Generator
 
 if TYPE_CHECKING:
-    from xdistill.evaluation import Row
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from xdistill.curves import Axes
+    from xdistill.evaluation import Draw, Row
     from xdistill.html_report import Panel
 
 
@@ -88,6 +92,12 @@ class Neighbours:
 ExtraMetrics = Callable[[Sequence[Any], int], dict[str, Metric]]
 
 
+class ModelMetrics(Protocol):
+    """(model, its sampler, number of samples, seed) -> metrics; of no model: what real data scores, if that exists."""
+
+    def __call__(self, model: nn.Module | None, draw: Draw | None, num: int, seed: int) -> dict[str, Metric]: ...
+
+
 class Domain(ABC):
     """One modality. `cfg` is the domain's own resolved configuration section.
 
@@ -99,6 +109,7 @@ class Domain(ABC):
     generate writes unless told otherwise. ranking: what a shortlist may rank by, column of the manifest -> `low` or
     `high` is better. design_columns: what `design_metrics` returns. blocks: networks take the conditioning of
     `xdistill.blocks`. any_length: samples may be longer than what networks were trained on (their objective says so).
+    watched: what `watch` returns.
     """
 
     name: str
@@ -116,6 +127,7 @@ class Domain(ABC):
     any_length: bool = False
     ranking: Mapping[str, str] = MappingProxyType({})
     design_columns: Sequence[str] = ()
+    watched: Sequence[str] = ()
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self.cfg = cfg
@@ -192,6 +204,17 @@ class Domain(ABC):
         """Costly metrics that `evaluate metrics=` may name, cheapest first."""
         return {}
 
+    def model_metrics(self) -> Mapping[str, ModelMetrics]:
+        """Further metrics that `metrics=` may name and that need the model itself."""
+        return {}
+
+    #: What `evaluate curve=` sweeps, and its axes; None: nothing.
+    curve_axes: Axes | None = None
+
+    def curve_rows(self, samples: Sequence[Any]) -> NDArray[np.float64]:
+        """[n, 4] x sum, x count, y sum, y count of each decoded sample (see `xdistill.curves`)."""
+        raise UsageError(f"domain '{self.name}' has no curve of quality against diversity")
+
     def reference_samples(self, num: int, seed: int) -> list[Any]:
         """At most `num` held-out real samples, to measure `extra_metrics` of; empty when the domain has none."""
         return []
@@ -213,6 +236,10 @@ class Domain(ABC):
     def forward_variants(self, module: nn.Module) -> Mapping[str, AbstractContextManager[Any]]:
         """Contexts in which `module` computes the same in other ways, the plain one first, the one in use last."""
         return {}
+
+    def sample_text(self, sample: Any) -> str | None:
+        """What a report shows of one decoded sample to read; None: samples are drawn."""
+        return None
 
     def draw(self, ax: Any, sample: Any) -> None:
         """Draw one decoded sample into a matplotlib axes."""
@@ -273,6 +300,10 @@ class Domain(ABC):
         """Cheap numbers of one decoded sample for the manifest, `design_columns`, whatever state the sample is in."""
         return {}
 
+    def watch(self, samples: Sequence[Any]) -> dict[str, float]:
+        """Numbers of decoded samples that fall when their source collapses (`xdistill.guard`); cheap."""
+        return {}
+
     def similarity(self, a: Any, b: Any) -> float:
         """How alike two samples are: symmetric, in [0, 1], 1 for equal ones."""
         raise UsageError(f"domain '{self.name}' cannot compare samples: leave out diversity=")
@@ -293,7 +324,7 @@ class DataReport(Protocol):
 
 
 class TeacherSampler(Protocol):
-    """A sampler of the teacher at a free number of network calls."""
+    """A sampler of the teacher at a free number of network calls; it also takes the option that `curve_axes` names."""
 
     def __call__(self, model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Any: ...
 

@@ -90,10 +90,13 @@ def measure(
 
 def measure_reference(domain: Domain, num: int, seed: int = 0, extras: Sequence[str] = ()) -> dict[str, Metric]:
     """What real data scores: the domain's recorded reference, and `extras` of at most `num` held-out samples."""
-    found, known = domain.reference_metrics(), domain.extra_metrics()
-    samples = domain.reference_samples(num, seed) if extras else []
-    for name in extras if samples else ():
-        found |= known[name](samples, seed)
+    found, known, of_models = domain.reference_metrics(), domain.extra_metrics(), domain.model_metrics()
+    samples = domain.reference_samples(num, seed) if any(name in known for name in extras) else []
+    for name in extras:
+        if name in of_models:
+            found |= of_models[name](None, None, num, seed)
+        elif samples:
+            found |= known[name](samples, seed)
     return found
 
 
@@ -165,9 +168,9 @@ def student_sampler(objective: Objective, **options: Any) -> Draw:
     return lambda model, batch, gen: objective.sample(model, batch.like, batch.cond, gen, **options)
 
 
-def teacher_sampler(sampler: TeacherSampler, steps: int | None = None) -> Draw:
-    """A teacher's sampler at a number of network calls."""
-    return lambda model, batch, gen: sampler(model, batch, gen, steps=steps)
+def teacher_sampler(sampler: TeacherSampler, steps: int | None = None, **options: Any) -> Draw:
+    """A teacher's sampler at a number of network calls; options: what the domain's curves sweep."""
+    return lambda model, batch, gen: sampler(model, batch, gen, steps=steps, **options)
 
 
 def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:

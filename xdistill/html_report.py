@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from xdistill import passages
 from xdistill.domain import Domain, Metric
 from xdistill.evaluation import Row
 from xdistill.html_figure import chip, colour, gallery
@@ -84,11 +85,14 @@ def metrics_table(rows: Sequence[Row], real: Mapping[str, Metric]) -> str:
 
 
 def gallery_panel(rows: Sequence[Row], domain: Domain, each: int = 12) -> list[Panel]:
-    """The first samples of every source as the domain draws them; nothing when it draws none or has structures."""
-    if type(domain).draw is Domain.draw or type(domain).viewer_models is not Domain.viewer_models:
+    """The first samples of every source as text, or as the domain draws them; nothing when it has structures."""
+    readable = type(domain).sample_text is not Domain.sample_text
+    drawn = type(domain).draw is not Domain.draw and type(domain).viewer_models is Domain.viewer_models
+    if not readable and not drawn:
         return []
+    shown = passages.as_html if readable else gallery
     heads = (f"<h3>{chip(colour(i))}{escape(row.name)}</h3>" for i, row in enumerate(rows))
-    parts = [head + gallery(domain, row.samples[:each]) for head, row in zip(heads, rows, strict=True)]
+    parts = [head + shown(domain, row.samples[:each]) for head, row in zip(heads, rows, strict=True)]
     return [Panel("Samples", "".join(parts))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from xdistill.domain import Domain, Metric
-from xdistill.evaluation import Draw, Drawn, Row, as_json, best_by_score, draw, student_sampler, teacher_sampler
+from xdistill import curves
+from xdistill.curves import Axes
+from xdistill.domain import Domain, Metric, TeacherSampler
+from xdistill.evaluation import Draw, Row, as_json, best_by_score, student_sampler, teacher_sampler
 from xdistill.machine import hardware
+from xdistill.measured import Measuring, Source, targets
 from xdistill.module import DistillModule
 from xdistill.objectives import Objective
+from xdistill.passages import side_by_side
 from xdistill.student import sampler_options
 
 ARROWS = {"high": " ↑", "low": " ↓", "none": ""}
@@ -32,7 +37,7 @@ def report(
     console: Console,
 ) -> list[Row]:
     """Sample, measure, print the table, and write `results.json`, `report.png` and `report.svg` to `out`."""
-    rows = compare(cfg, domain, objective, module, console)
+    sources, rows = compare(cfg, domain, objective, module, console)
     speed = _seconds(rows[0]) / _seconds(rows[-1])
     real = domain.reference_metrics()
     title = f"{domain.name}: {rows[0].n} samples each, 95 % bootstrap intervals"
@@ -46,8 +51,12 @@ def report(
         "seed": cfg.seed,
         "hardware": hardware(),
     }
+    if domain.curve_axes is not None:
+        result["curves"] = _curves(cfg, domain.curve_axes, sources, rows, real, out, console)
     (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     figure(domain, rows, out)
+    if rows[0].samples and domain.sample_text(rows[0].samples[0]) is not None:
+        console.print(side_by_side(rows, domain))
     if len(rows) > 1:
         console.print(
             f"student: {rows[-1].calls:g} network calls instead of {rows[0].calls:g}, "
@@ -59,33 +68,64 @@ def report(
 
 def compare(
     cfg: DictConfig, domain: Domain, objective: Objective, module: DistillModule, console: Console
-) -> list[Row]:
-    """The rows of the table: the teacher's reference sampler, its best sampler at the student's calls, the student."""
-    student = _row(
-        "student",
-        domain,
-        module.networks["student_ema"],
-        student_sampler(objective, **sampler_options(cfg, objective)),
-        cfg,
-    )
+) -> tuple[list[Source], list[Row]]:
+    """The rows of the table and what they were drawn from: the teacher's reference sampler, its best sampler at the
+    student's calls, the student.
+    """
+    usual = sampler_options(cfg, objective)
+    swept = domain.curve_axes.setting if domain.curve_axes else ""
+
+    def own(**changed: Any) -> Draw:
+        return student_sampler(objective, **{**usual, **changed})
+
+    model, measuring = module.networks["student_ema"], _measuring(cfg)
+    last = Source("student", domain, None, model, own, usual, cfg.precision)
+    student = measuring.row(last)
     if "teacher" not in module.networks:
-        return [student]
-    teacher, samplers = module.networks["teacher"], dict(domain.teacher_samplers())
+        return [last], [student]
+    samplers = dict(domain.teacher_samplers())
+
+    def source(name: str, sampler: TeacherSampler, steps: int | None = None) -> Source:
+        bound = partial(teacher_sampler, sampler, steps)
+        return Source(name, domain, None, module.networks["teacher"], bound, {swept: 1.0}, cfg.precision)
+
+    first = source("teacher", samplers.pop("reference"))
     with console.status("sampling the teacher at its full number of calls"):
-        full = _row("teacher", domain, teacher, teacher_sampler(samplers.pop("reference")), cfg)
-    few: dict[str, Row] = {}
-    for name, sampler in samplers.items():
+        full = measuring.row(first)
+    calls = round(student.calls or 1)
+    few = {name: source(f"teacher ({name})", sampler, calls) for name, sampler in samplers.items()}
+    found: dict[str, Row] = {}
+    for name in few:
         with console.status(f"sampling the teacher at {student.calls:g} calls: {name}"):
-            bound = teacher_sampler(sampler, round(student.calls or 1))
-            few[name] = _row(f"teacher ({name})", domain, teacher, bound, cfg)
-    best = best_by_score({name: row.metrics for name, row in few.items()})
-    return [full, few[best], student]
+            found[name] = measuring.row(few[name])
+    best = best_by_score({name: row.metrics for name, row in found.items()})
+    return [first, few[best], last], [full, found[best], student]
 
 
-def _row(name: str, domain: Domain, model: torch.nn.Module, sampler: Draw, cfg: DictConfig) -> Row:
-    num = cfg.eval.final_num
-    drawn: Drawn = draw(domain, model, sampler, num, seed=cfg.seed + 1, precision=cfg.precision)
-    return Row(name, domain.metrics(drawn.samples, cfg.seed), drawn.samples, drawn.calls, drawn.seconds)
+def _measuring(cfg: DictConfig) -> Measuring:
+    return Measuring(cfg.eval.final_num, cfg.seed + 1, 32, (), {}, torch.device("cpu"))
+
+
+def _curves(
+    cfg: DictConfig,
+    axes: Axes,
+    sources: Sequence[Source],
+    rows: Sequence[Row],
+    real: Mapping[str, Metric],
+    out: Path,
+    console: Console,
+) -> dict[str, Any]:
+    """Sweep what has the student's calls, take the teacher at full length as it is; print, plot, return the JSON."""
+    measuring, found = _measuring(cfg), []
+    for i, (source, row) in enumerate(zip(sources, rows, strict=True)):
+        usual = source.usual.get(axes.setting, 1.0)
+        whole = i == 0 and len(sources) > 1
+        with console.status(f"curve of {source.name}"):
+            found.append(measuring.curve(source, axes, (usual,) if whole else axes.settings, row))
+    at = targets(found, sources, axes, real)
+    console.print(curves.table(found, axes, at, cfg.seed))
+    curves.plot(found, axes, at, out / "curves.png", cfg.seed)
+    return curves.as_json(found, axes, at, cfg.seed)
 
 
 def table(

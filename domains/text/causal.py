@@ -62,6 +62,13 @@ class CausalLM(nn.Module):
 
         Raises XDistillError for more tokens than the context.
         """
+        logits = F.linear(self.features(ids, cache), self.embedding.weight).float()
+        column = torch.zeros(self.config.vocabulary, device=ids.device)
+        column[self.config.mask_id] = float("-inf")
+        return (logits + column).log_softmax(-1)
+
+    def features(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Hidden states [B, T, H] below the vocabulary."""
         start = cache.length if cache else 0
         end = start + ids.shape[1]
         if end > self.config.context:
@@ -75,10 +82,7 @@ class CausalLM(nn.Module):
             h = block(h, (cos[start:], sin[start:]), attend, past, start)
         if cache:
             cache.length = end
-        logits = F.linear(self.norm(h), self.embedding.weight).float()
-        column = torch.zeros(self.config.vocabulary, device=ids.device)
-        column[self.config.mask_id] = float("-inf")
-        return (logits + column).log_softmax(-1)
+        return self.norm(h)
 
     def log_probs(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[B, L - 1] log p(ids[:, i + 1] | ids[:, :i + 1]), 0 where mask [B, L] is False (padding behind the text)."""

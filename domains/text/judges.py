@@ -51,6 +51,17 @@ class Judge(ABC):
     def log_probs(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[B, L - 1] log p of ids[:, 1:] given all before; mask [B, L] is False in the padding behind a text."""
 
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[B, L, H] hidden states; raises UsageError when the judge has none."""
+        raise UsageError(f"judge={self.name} has no features: metrics=mauve needs judge=ar, smollm2 or a folder")
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[n, H] the hidden state at the last token of each text."""
+        rows = [self.tokens(text)[0][: self.context] for text in texts or [""]]
+        last = [self.hidden(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0, -1] for ids in rows]
+        return torch.stack(last).float().numpy()[: len(texts)]
+
     def __call__(self, texts: Sequence[str], spans: Sequence[Sequence[Span]] | None = None) -> Array:
         """[n, 2] nats and number of tokens of each text; END in a text ends a document.
 
@@ -148,6 +159,9 @@ class CausalJudge(OwnJudge):
     def log_probs(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.model.log_probs(ids, mask)
 
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model.features(ids)
+
 
 class NGramJudge(OwnJudge):
     """An n-gram."""
@@ -183,6 +197,10 @@ class TransformersJudge(Judge):
 
     def log_probs(self, ids: Tensor, mask: Tensor) -> Tensor:
         return target_log_probs(self.model(input_ids=ids, attention_mask=mask.long()).logits, ids)
+
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        found = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+        return found.hidden_states[-1]
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from xdistill.errors import UsageError
 if TYPE_CHECKING:
     from xdistill.domain import Domain, Metric, TeacherSampler
     from xdistill.evaluation import Row
+    from xdistill.measured import Measuring, Source
 
 
 def run(args: Sequence[str]) -> int:
@@ -25,8 +27,10 @@ def run(args: Sequence[str]) -> int:
     runs, folders = _paths(cfg.ckpt), _paths(cfg.dir)
     if not runs and not folders and not cfg.teacher:
         raise UsageError("evaluate what? Give ckpt=RUN[,RUN], dir=DIR[,DIR], teacher=SAMPLER[,SAMPLER], or several")
+    from xdistill.cli.student import device
     from xdistill.evaluation import as_json, measure_reference
     from xdistill.machine import hardware
+    from xdistill.measured import Measuring
     from xdistill.report import table
     from xdistill.sections import build_domain, plain
 
@@ -34,19 +38,24 @@ def run(args: Sequence[str]) -> int:
     config = compose([f"domain={cfg.domain}", *(f"domain.{key}={value}" for key, value in given.items())])
     changes = {key: plain(config.domain)[key] for key in (path.partition(".")[0] for path in given)}
     domain = build_domain(config)
-    extras = choose_metrics(domain, cfg.metrics, console)
-    samplers = choose_samplers(domain, cfg.teacher)
-    for path in folders:
-        if not path.is_dir():
-            raise UsageError(f"no folder {path}: dir= takes folders of samples")
-    rows = [_teacher(cfg, domain, name, sampler, request, extras, console) for name, sampler in samplers.items()]
-    rows += [_checkpoint(cfg, path, changes, request, extras, console) for path in runs]
-    rows += [_folder(cfg, domain, path, request, extras, console) for path in folders]
+    extras, settings = choose_metrics(domain, cfg.metrics, console), curve_settings(domain, cfg.curve)
+    measuring = Measuring(cfg.num, cfg.seed, cfg.batch, extras, request, device())
+    sources = [
+        *_teachers(cfg, domain),
+        *(_checkpoint(cfg, path, changes) for path in runs),
+        *(_folder(domain, path) for path in folders),
+    ]
+    rows = []
+    for source in sources:
+        with console.status(f"measuring {source.name}"):
+            rows.append(measuring.row(source))
     with console.status("measuring real data"):
         real = measure_reference(domain, cfg.num, cfg.seed, extras)
     console.print(table(rows, real, title=f"{domain.name}: 95 % bootstrap intervals, seed {cfg.seed}"))
     report = {**as_json(rows, real), "seed": cfg.seed, "metrics": cfg.metrics, "hardware": hardware()}
     target = Path(cfg.json) if cfg.json else (runs + folders + [Path()])[0] / "evaluation.json"
+    if settings:
+        report["curves"] = _curves(measuring, sources, rows, settings, real, target, console)
     print(f"saved to {save(report, target)}")
     if cfg.html:
         from xdistill.html_report import write_html
@@ -70,7 +79,8 @@ def choose_metrics(domain: Domain, text: str, console: Console) -> list[str]:
     """
     from xdistill.registry import nearest
 
-    known = domain.extra_metrics()
+    extra = domain.extra_metrics()
+    known = [*extra, *domain.model_metrics()]
     names = [n for n in dict.fromkeys(_names(text)) if n != "fast"]
     chosen = []
     for name in known if "full" in names else names:
@@ -78,7 +88,8 @@ def choose_metrics(domain: Domain, text: str, console: Console) -> list[str]:
             choices = ", ".join(["fast", "full", *known])
             raise UsageError(f"metrics={text}: no '{name}'{nearest(name, known)}; expected of {choices}")
         try:
-            known[name]([], 0)
+            if name in extra:
+                extra[name]([], 0)
         except UsageError as error:
             if name in names:
                 raise
@@ -88,14 +99,38 @@ def choose_metrics(domain: Domain, text: str, console: Console) -> list[str]:
     return chosen
 
 
-def choose_samplers(domain: Domain, text: str | None) -> dict[str, TeacherSampler]:
-    """The teacher's samplers of `teacher=text`, or `all`; commas inside a name may be left out."""
+def choose_samplers(domain: Domain, text: str | None) -> dict[str, tuple[TeacherSampler, int]]:
+    """The teacher's samplers of `teacher=text`, or `all`, and the calls that NAME@CALLS asks for (0: none).
+
+    Commas inside a name may be left out.
+    """
     known = {name.replace(",", ""): (name, sampler) for name, sampler in domain.teacher_samplers().items()}
-    names = list(known) if text == "all" else _names(text)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"teacher={text}: no sampler '{name}'; expected all or of {', '.join(known)}")
-    return dict(known[name] for name in names)
+    found = {}
+    for asked in list(known) if text == "all" else _names(text):
+        short, at, calls = asked.partition("@")
+        if short not in known:
+            raise UsageError(f"teacher={text}: no sampler '{short}'; expected all or of {', '.join(known)}")
+        if at and (not calls.isdecimal() or int(calls) < 1):
+            raise UsageError(f"teacher={text}: '{asked}' has no number of calls, expected as in {short}@8")
+        name, sampler = known[short]
+        found[name + at + calls] = (sampler, int(calls or 0))
+    return found
+
+
+def curve_settings(domain: Domain, text: str) -> list[float]:
+    """The numbers of `curve=text` in order; raises UsageError when they are none, or the domain has no curve."""
+    if not text:
+        return []
+    if domain.curve_axes is None:
+        raise UsageError(f"curve={text}: domain '{domain.name}' has no curve of quality against diversity")
+    try:
+        found = sorted({float(part) for part in _names(text)})
+    except ValueError:
+        found = []
+    if not found or not all(0 < value < float("inf") for value in found):
+        name = domain.curve_axes.setting
+        raise UsageError(f"curve={text}: expected values of {name} above 0, separated by commas, as in 0.7,0.8,0.9,1")
+    return found
 
 
 def save(report: Mapping[str, Any], path: Path) -> Path:
@@ -114,74 +149,65 @@ def _paths(text: str | None) -> list[Path]:
     return [Path(name) for name in _names(text)]
 
 
-def _measured(
-    cfg: EvaluateConfig,
-    domain: Domain,
-    name: str,
-    samples: Sequence[Any],
-    request: Mapping[str, Any],
-    extras: Sequence[str],
-    console: Console,
-) -> dict[str, Metric]:
-    from xdistill.evaluation import measure
-
-    with console.status(f"measuring {name}"):
-        return measure(domain, samples, cfg.seed, extras, request)
-
-
-def _checkpoint(
-    cfg: EvaluateConfig,
-    path: Path,
-    changes: Mapping[str, Any],
-    request: Mapping[str, Any],
-    extras: Sequence[str],
-    console: Console,
-) -> Row:
-    from xdistill.cli.student import device, options
-    from xdistill.evaluation import Row, draw, student_sampler
+def _checkpoint(cfg: EvaluateConfig, path: Path, changes: Mapping[str, Any]) -> Source:
+    from xdistill.cli.student import options
+    from xdistill.evaluation import Draw, student_sampler
+    from xdistill.measured import Source
     from xdistill.student import load_student
 
     loaded = load_student(path, cfg.domain, options=changes)
-    sampler = student_sampler(loaded.objective, **options(loaded, cfg.steps, cfg.noise_scale))
-    with console.status(f"sampling {path}"):
-        drawn = draw(
-            loaded.domain, loaded.model.to(device()), sampler, cfg.num, seed=cfg.seed, batch_size=cfg.batch,
-            precision=loaded.config["precision"], device=device(), request=request,
-        )  # fmt: skip
-    found = _measured(cfg, loaded.domain, str(path), drawn.samples, request, extras, console)
-    return Row(str(path), found, drawn.samples, drawn.calls, drawn.seconds)
+    usual = options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method)
+
+    def sampler(**changed: Any) -> Draw:
+        return student_sampler(loaded.objective, **{**usual, **changed})
+
+    precision = loaded.config["precision"]
+    return Source(str(path), loaded.domain, model=loaded.model, sampler=sampler, usual=usual, precision=precision)
 
 
-def _teacher(
-    cfg: EvaluateConfig,
-    domain: Domain,
-    name: str,
-    sampler: TeacherSampler,
-    request: Mapping[str, Any],
-    extras: Sequence[str],
+def _teachers(cfg: EvaluateConfig, domain: Domain) -> list[Source]:
+    from xdistill.evaluation import teacher_sampler
+    from xdistill.measured import Source
+
+    chosen = choose_samplers(domain, cfg.teacher)
+    model = domain.teacher() if chosen else None
+    usual = {domain.curve_axes.setting: 1.0} if domain.curve_axes else {}
+    return [
+        Source(f"teacher ({name})", domain, model=model, sampler=partial(teacher_sampler, sampler, steps), usual=usual)
+        for name, (sampler, calls) in chosen.items()
+        for steps in [calls or cfg.teacher_steps or None]
+    ]
+
+
+def _folder(domain: Domain, path: Path) -> Source:
+    from xdistill.evaluation import read_samples
+    from xdistill.measured import Source
+
+    if not path.is_dir():
+        raise UsageError(f"no folder {path}: dir= takes folders of samples")
+    return Source(str(path), domain, samples=read_samples(domain, path))
+
+
+def _curves(
+    measuring: Measuring,
+    sources: Sequence[Source],
+    rows: Sequence[Row],
+    settings: Sequence[float],
+    real: Mapping[str, Metric],
+    target: Path,
     console: Console,
-) -> Row:
-    from xdistill.cli.student import device
-    from xdistill.evaluation import Row, draw, teacher_sampler
+) -> dict[str, Any]:
+    """Print the curves' table, save their plot beside `target`; their JSON."""
+    from xdistill import curves
+    from xdistill.measured import targets
 
-    with console.status(f"sampling the teacher: {name}"):
-        drawn = draw(
-            domain, domain.teacher().to(device()), teacher_sampler(sampler, cfg.teacher_steps or None), cfg.num,
-            seed=cfg.seed, batch_size=cfg.batch, device=device(), request=request,
-        )  # fmt: skip
-    found = _measured(cfg, domain, name, drawn.samples, request, extras, console)
-    return Row(f"teacher ({name})", found, drawn.samples, drawn.calls, drawn.seconds)
-
-
-def _folder(
-    cfg: EvaluateConfig,
-    domain: Domain,
-    path: Path,
-    request: Mapping[str, Any],
-    extras: Sequence[str],
-    console: Console,
-) -> Row:
-    from xdistill.evaluation import Row, read_samples
-
-    samples = read_samples(domain, path)
-    return Row(str(path), _measured(cfg, domain, str(path), samples, request, extras, console), samples)
+    axes = sources[0].domain.curve_axes
+    assert axes is not None
+    found = []
+    for source, row in zip(sources, rows, strict=True):
+        with console.status(f"curve of {source.name}"):
+            found.append(measuring.curve(source, axes, settings, row))
+    at = targets(found, sources, axes, real)
+    console.print(curves.table(found, axes, at, measuring.seed))
+    console.print(f"plot {curves.plot(found, axes, at, target.with_suffix('.png'), measuring.seed)}")
+    return curves.as_json(found, axes, at, measuring.seed)
