@@ -24,6 +24,7 @@ def compatibility(cfg: DictConfig | Mapping[str, Any], domain: Domain, objective
     Everything here is known from the configuration, the domain and the objective: no network has been built.
     """
     _process(cfg, domain, objective)
+    _discriminator(cfg, domain, objective)
     _times(cfg["objective"])
     _guidance(cfg, objective)
     _engine(cfg["strategy"])
@@ -42,6 +43,15 @@ def _process(cfg: Any, domain: Domain, objective: Objective) -> None:
         raise UsageError(
             f"objective '{cfg['objective']['name']}' needs networks that write block after block, which domain "
             f"'{domain.name}' has none of: choose another objective"
+        )
+
+
+def _discriminator(cfg: Any, domain: Domain, objective: Objective) -> None:
+    wanted = "discriminator" in {spec.name for spec in objective.roles}
+    if wanted and type(domain).discriminator is Domain.discriminator:
+        raise UsageError(
+            f"objective '{cfg['objective']['name']}' as configured needs a discriminator, and domain '{domain.name}' "
+            f"offers none: choose another objective"
         )
 
 

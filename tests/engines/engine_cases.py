@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from token_cases import PROCESS, TokenSource, token_networks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -21,9 +22,11 @@ from xdistill.engine import OptimConfig, RolesDDP, RolesDeepSpeed
 from xdistill.models import Batch, Cond
 from xdistill.module import DistillModule
 from xdistill.objectives import LossOut, Objective, Phase
+from xdistill.objectives.didi import DiDi
 from xdistill.objectives.dmd import DMD
 from xdistill.objectives.flow_matching import FlowMatching
 from xdistill.objectives.sid import SiD
+from xdistill.objectives.tokens import FewStepTokens
 from xdistill.process import Kind, Linear
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.state import Dense, Field
@@ -147,6 +150,7 @@ class Concatenated(DistillModule):
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "dmd": lambda: DMD(Linear(), steps=3, critic_updates=2, gan_weight=0.1, r1=0.1, divergence="reverse_kl"),
     "sid": lambda: SiD(Linear(), steps=3, critic_updates=2),
+    "didi": lambda: DiDi(PROCESS, steps=2, group=2, discriminator_updates=2, entropy=0.01),
     "flow": lambda: CliffFlow(Linear()),
     "follows": lambda: FollowsItself(Linear()),
     "trains_another": lambda: TrainsAnother(Linear(), steps=2),
@@ -171,6 +175,8 @@ def module(
         for seed, role in enumerate(("teacher", "student", "critic", "target"))
     }
     networks["discriminator"] = TinyDiscriminator(3 + offset)
+    if objective == "didi":
+        networks = token_networks(offset)
     optim = OptimConfig(lr=1e-2, weight_decay=0.1, clip=0.3, accumulate=accumulate, warmup=3)
     return kind(
         OBJECTIVES[objective](),
@@ -239,7 +245,8 @@ def fit(
         callbacks=list(callbacks),
     )
     rank, world = trainer.global_rank, trainer.world_size
-    stream = Stream(source or Source(), steps=steps, slots=run.slots, rank=rank, world=world, start=start)
+    data = TokenSource() if isinstance(run.objective, FewStepTokens) else source or Source()
+    stream = Stream(data, steps=steps, slots=run.slots, rank=rank, world=world, start=start)
     trainer.fit(run, stream)
     return run
 

@@ -14,28 +14,38 @@ from xdistill.domains.toy import ToyDomain
 from xdistill.engine import OptimConfig
 from xdistill.folder import RunFolder
 from xdistill.module import DistillModule
+from xdistill.objectives import Objective
+from xdistill.objectives.didi import DiDi
 from xdistill.objectives.sid import SiD
 from xdistill.stream import Stream
 
 STEPS = 32
 
 
-def train(path: Path) -> None:
+def objective_and_domain(name: str) -> tuple[Objective, ToyDomain]:
+    """A method and the toy it trains on."""
+    if name == "didi":
+        tokens = ToyDomain({"task": "tokens"})
+        return DiDi(tokens.process, steps=2, group=2), tokens
+    points = ToyDomain({"task": "gaussian", "width": 16, "depth": 2})
+    return SiD(points.process, steps=2), points
+
+
+def train(path: Path, name: str) -> None:
     """Continue the run at `path` to its end, with a checkpoint at every macro-step."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     folder = RunFolder(path)
     newest = folder.resume_from("auto")
-    domain = ToyDomain({"task": "gaussian", "width": 16, "depth": 2})
+    objective, domain = objective_and_domain(name)
     teacher = domain.teacher()
     torch.manual_seed(0)
-    networks = {"teacher": teacher, "student": domain.student(teacher), "critic": domain.critic(teacher)}
-    module = DistillModule(
-        SiD(domain.process, steps=2),
-        networks,
-        {role: OptimConfig(lr=1e-2, weight_decay=0.1, accumulate=2) for role in networks},
-    )
+    networks = {"teacher": teacher, "student": domain.student(teacher)}
+    for role in {spec.name for spec in objective.roles} - set(networks):
+        networks[role] = getattr(domain, role)(teacher)
+    optim = {role: OptimConfig(lr=1e-2, weight_decay=0.1, accumulate=2) for role in networks}
+    module = DistillModule(objective, networks, optim)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -47,4 +57,5 @@ def train(path: Path) -> None:
         callbacks=[Resume(newest), Save(folder, {}, {}, every=1, keep=2)],
     )
     start = newest.manifest["macro_step"] if newest else 0
-    trainer.fit(module, Stream(domain.null_data(16, 0), steps=STEPS, slots=module.slots, start=start))
+    source = domain.data(16, 0) if objective.needs.data else domain.null_data(16, 0)
+    trainer.fit(module, Stream(source, steps=STEPS, slots=module.slots, start=start))

@@ -15,7 +15,7 @@ from xdistill import checkpoint
 from xdistill.errors import XDistillError
 
 ONE_RANK = [
-    *(f"train:{objective}:{engine}" for objective in ("dmd", "sid") for engine in ("single", *ENGINES)),
+    *(f"train:{objective}:{engine}" for objective in ("dmd", "sid", "didi") for engine in ("single", *ENGINES)),
     *(f"resume:dmd:{engine}" for engine in ("single", *ENGINES)),
     *(f"{case}:follows:{engine}" for case in ("train", "resume") for engine in ("single", "ddp", "zero3")),
     *(f"bf16:sid:{engine}" for engine in ("single", *ENGINES)),
@@ -25,7 +25,7 @@ ONE_RANK = [
 ]
 SHARDED = ("ddp", "zero1", "zero2", "zero3")
 TWO_RANKS = [
-    *(f"train:{objective}:{engine}" for objective in ("dmd", "sid") for engine in ENGINES),
+    *(f"train:{objective}:{engine}" for objective in ("dmd", "sid", "didi") for engine in ENGINES),
     "train:flow:ddp",
     *(f"resume:dmd:{engine}" for engine in SHARDED),
     *(f"{case}:follows:{engine}" for case in ("train", "resume") for engine in ("ddp", "zero3")),
@@ -75,12 +75,12 @@ def distance(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("objective", ["dmd", "sid"])
+@pytest.mark.parametrize("objective", ["dmd", "sid", "didi"])
 def test_one_rank_is_the_single_engine_bit_for_bit(one: Path, objective: str, engine: str) -> None:
     assert_identical(result(one, f"train:{objective}:single"), result(one, f"train:{objective}:{engine}"))
 
 
-@pytest.mark.parametrize("objective", ["dmd", "sid"])
+@pytest.mark.parametrize("objective", ["dmd", "sid", "didi"])
 def test_every_role_has_moved(one: Path, objective: str) -> None:
     start, end = module(objective), result(one, f"train:{objective}:single")
     for role in start.trainable:
@@ -88,7 +88,7 @@ def test_every_role_has_moved(one: Path, objective: str) -> None:
         assert not torch.allclose(before, end[f"{role}.{name}"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("objective", ["dmd", "sid"])
+@pytest.mark.parametrize("objective", ["dmd", "sid", "didi"])
 def test_two_ranks_are_one_rank_with_the_concatenated_batch(two: Path, objective: str) -> None:
     reference = weights(fit(module(objective, kind=Concatenated), "single"))
     for engine in ENGINES:

@@ -30,9 +30,9 @@ def last_step(path: Path) -> int:
     return int(found[0].name[5:]) if found else 0
 
 
-def run_until(context: Any, path: Path, step: int, delay: float) -> bool:
+def run_until(context: Any, path: Path, name: str, step: int, delay: float) -> bool:
     """Run at `path`, and SIGKILL it `delay` seconds after checkpoint `step`; False when it ended before that."""
-    process = context.Process(target=kill_cases.train, args=(path,))
+    process = context.Process(target=kill_cases.train, args=(path, name))
     process.start()
     deadline = time.monotonic() + 60
     while process.is_alive() and last_step(path) < step:
@@ -44,25 +44,24 @@ def run_until(context: Any, path: Path, step: int, delay: float) -> bool:
     return process.exitcode == -9
 
 
-def test_killed_runs_end_like_an_undisturbed_one(forkserver: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "trained"), [("sid", ("critic", "student")), ("didi", ("discriminator", "student"))])
+def test_killed_runs_end_like_an_undisturbed_one(
+    forkserver: Any, tmp_path: Path, name: str, trained: tuple[str, ...]
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = forkserver.Process(target=kill_cases.train, args=(whole,))
+    process = forkserver.Process(target=kill_cases.train, args=(whole, name))
     process.start()
     moments = random.Random(0)
     kills = 0
     for i in range(KILLS):
         target = last_step(killed) + moments.randint(2, kill_cases.STEPS // KILLS - 2)
-        kills += run_until(forkserver, killed, target, moments.uniform(0, 0.05))
+        kills += run_until(forkserver, killed, name, target, moments.uniform(0, 0.05))
         for found in checkpoint.latest(killed / "checkpoints"):
             checkpoint.open_checkpoint(found)  # complete, whatever the moment
         assert kills == i + 1, "the run ended before it was killed"
-    kill_cases.train(killed)
+    kill_cases.train(killed, name)
     process.join()
     assert process.exitcode == 0
     ends = [checkpoint.open_checkpoint(p / "checkpoints" / f"step_{kill_cases.STEPS}") for p in (whole, killed)]
     assert ends[0].manifest["sha256"] == ends[1].manifest["sha256"]
-    assert (
-        ends[0].manifest["updates"]
-        == ends[1].manifest["updates"]
-        == dict.fromkeys(("critic", "student"), kill_cases.STEPS)
-    )
+    assert ends[0].manifest["updates"] == ends[1].manifest["updates"] == dict.fromkeys(trained, kill_cases.STEPS)

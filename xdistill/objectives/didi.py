@@ -172,7 +172,7 @@ class DiDi(FewStepTokens):
         on_real = terms.discriminator_loss(logits[::2], at[::2], 1 - self.label_smoothing)
         on_fake = terms.discriminator_loss(logits[1::2], at[1::2], self.label_smoothing)
         per_sample = (on_real + on_fake) / 2
-        means = terms.token_mean(logits.detach(), at)
+        means = terms.row_mean(logits.detach(), at)
         return LossOut(per_sample, {"loss": per_sample.detach(), "real": means[::2], "fake": means[1::2]})
 
     def jumps(
@@ -228,10 +228,9 @@ class DiDi(FewStepTokens):
         raw = {"raw": True} if self.kl_teacher == "raw" else {}
         kl, nats = [], []
         for j, weight in zip(jumps, (self.kl_first, self.kl_second), strict=True):
-            nats.append(terms.entropy(j.log_p).mean())
+            count = max(1, len(j.log_p))  # nothing may be masked any more
+            nats.append(terms.entropy(j.log_p).sum() / count)
             if weight:
                 log_teacher = net.frozen("teacher")(*j.inputs, at=j.at, **raw).log_softmax(-1)
-                kl.append(weight * terms.divergence(log_teacher, j.log_p, self.kl).mean())
-            else:
-                kl.append(torch.zeros_like(nats[-1]))
-        return torch.stack(kl).sum(), torch.stack(nats).mean()
+                kl.append(weight * terms.divergence(log_teacher, j.log_p, self.kl).sum() / count)
+        return sum(kl, torch.zeros_like(nats[0])), (nats[0] + nats[1]) / 2
