@@ -50,7 +50,8 @@ class TextReport:
         if not self.counts:
             return f"no usable document in {name}: {HINTS['empty document']}"
         reason = max(self.counts, key=lambda r: (r != "other format", self.counts[r]))
-        return f"no usable document in {name}: {reason} {self.counts[reason]}x, e.g. {self.examples[reason][0]}: {HINTS[reason]}"
+        count, example = self.counts[reason], self.examples[reason][0]
+        return f"no usable document in {name}: {reason} {count}x, e.g. {example}: {HINTS[reason]}"
 
     def table(self) -> Table:
         """A rich table, one row a reason, most frequent first."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from xdistill.domains.text.corpus import split
+from xdistill.domains.text.data import corpus, documents_of
 from xdistill.domains.text.packing import Packed, PackedSource
 from xdistill.domains.text.tokenizer_files import load_tokenizer
 
@@ -67,7 +68,7 @@ def test_ranks_are_disjoint_and_together_they_are_one_epoch():
     source = PackedSource(packed(5 * 24 + 4), seed=0, batch_size=3)
     parts = [chunks(source, 2, rank, world=4) for rank in range(4)]
     assert len(source.packed) == 24
-    assert sorted(sum(parts, [])) == [100 + BODY * k for k in range(24)]
+    assert sorted(i for part in parts for i in part) == [100 + BODY * k for k in range(24)]
     assert not torch.equal(source.batch(0, 0, 4).like.ids, source.batch(0, 1, 4).like.ids)
 
 
@@ -80,11 +81,16 @@ def test_a_batch_is_a_function_of_the_seed_and_its_index():
     assert later.like.mask.all()
 
 
-def test_the_batches_that_the_shipped_teacher_was_trained_on():
+def test_the_batches_that_the_shipped_teacher_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDISTILL_CACHE", str(tmp_path))
     t = load_tokenizer("shipped")
-    stream = np.asarray([i for text in split("train") for i in [*t.encode(text), t.end_id]], dtype=np.uint16)
-    assert sha256(stream.tobytes()).hexdigest() == "194a23943b84cd5dc8d959e076b4eeda7b23d89d511e1090434faee83d993339"
-    source = PackedSource(Packed(stream, 128, t.end_id), seed=0, batch_size=16)
+    stream, report = corpus(documents_of(None), t, "train", 128)
+    held_out, _ = corpus(documents_of(None), t, "validation", 128)
+    assert (report.documents, report.held_out, report.counts) == (6, 1, {})
+    assert held_out.ids[:-1].tolist() == t.encode(split("validation")[0])
+    digest = sha256(stream.ids.tobytes()).hexdigest()
+    assert digest == "194a23943b84cd5dc8d959e076b4eeda7b23d89d511e1090434faee83d993339"
+    source = PackedSource(stream, seed=0, batch_size=16)
     seen = sha256()
     for index in (0, 1, 598, 599, 5000, 20000):
         seen.update(source.batch(index, 0, 1).like.ids.numpy().tobytes())
