@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -137,3 +137,10 @@ class TextDomain(TextServing, TextMeasuring):
             return sample_tokens(model, self.process, steps, batch.like, batch.cond, generator, method=method)
 
         return sample
+
+    @staticmethod
+    def replay(directory: Path) -> list[Any]:
+        """Replay recorded fixtures (see xdistill.testing.parity)."""
+        from xdistill.domains.text import parity
+
+        return parity.replay(directory)
