@@ -57,6 +57,7 @@ ABOUT = {
             "xdistill evaluate domain=protein dir=my_structures,samples metrics=mpnn,novelty html=report.html",
             "xdistill evaluate domain=protein ckpt=runs/student teacher=reference,ode teacher_steps=16 metrics=full",
             "xdistill evaluate domain=protein dir=samples metrics=designability domain.esmfold=weights/esmfold",
+            "xdistill evaluate domain=text ckpt=runs/student teacher=reference,ancestral@8 curve=0.7,0.8,0.9,1 num=512",
         ),
     ),
     "bench": (
