@@ -36,8 +36,10 @@ CHOICES = {
     "kl_teacher": ("subs", "raw"),
     "draw": ("exact", "paper_fp32"),
 }
-BOUNDED = ("advantage_clip", "odds_clip", "omega_min", "omega_max", "label_smoothing", "end")
-BOUNDED += ("kl_first", "kl_second", "entropy", "discriminator_warmup")
+BOUNDED = (
+    *("advantage_clip", "odds_clip", "omega_min", "omega_max", "label_smoothing", "end"),
+    *("kl_first", "kl_second", "entropy", "discriminator_warmup"),
+)
 
 
 @dataclass(eq=False, kw_only=True)
