@@ -68,6 +68,9 @@ def diagnose(log: Path) -> list[str]:
         findings.append(
             "the spread of the student's samples halved: collapse (lower student lr, alpha toward 1, more steps)"
         )
+    if alarms := [r for r in rows if r.get("alarm")]:
+        step, what = alarms[-1]["macro_step"], alarms[-1]["alarm"]
+        findings.append(f"collapse at macro-step {step}: {what} (lower student lr, or train.guard=stop)")
     return findings
 
 

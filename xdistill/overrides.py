@@ -40,6 +40,7 @@ LAWS = ("anchors", "time_law", "critic_time", "student_time")
 CHOICES = {
     "resume": ("never", "auto", "previous"),
     "strategy.name": ("single", "ddp", "deepspeed"),
+    "train.guard": ("off", "warn", "stop"),
     "strategy.accelerator": ("auto", "cpu", "gpu"),
     "guidance.name": ("none", "cfg", "autoguidance", "lsg", "short", "zero_cfg", "anti_cfg"),
 }
@@ -49,6 +50,7 @@ POSITIVE = (
     "train.log_every",
     "train.keep",
     "train.skip_limit",
+    "train.guard_every",
     "data.batch",
     "strategy.devices",
     "strategy.nodes",

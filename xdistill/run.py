@@ -24,6 +24,7 @@ from xdistill.domain import Domain
 from xdistill.errors import UsageError
 from xdistill.evaluation import draw, student_sampler
 from xdistill.folder import RunFolder
+from xdistill.guard import Guard
 from xdistill.module import DistillModule
 from xdistill.objectives import Objective, Setting
 from xdistill.sections import build_domain, build_objective, plain
@@ -121,7 +122,17 @@ def _callbacks(
         score=lambda m: score(m, domain, cfg),
     )
     bar = [ProgressBar(cfg.train.steps, console)] if cfg.logger.progress else []
-    return [Resume(newest), Log(folder.path / "health.jsonl", cfg.train.log_every), save, stop, *bar]
+    guard = Guard(
+        domain,
+        student_sampler(module.objective, **sampler_options(cfg, module.objective)),
+        folder.path / "health.jsonl",
+        console,
+        action=cfg.train.guard,
+        every=cfg.train.guard_every,
+        seed=cfg.seed,
+        precision=cfg.precision,
+    )
+    return [Resume(newest), guard, Log(folder.path / "health.jsonl", cfg.train.log_every), save, stop, *bar]
 
 
 def score(module: DistillModule, domain: Domain, cfg: DictConfig) -> float:

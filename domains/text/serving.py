@@ -39,6 +39,7 @@ class TextServing(Domain):
     blocks = True
     ranking = MappingProxyType(passage.RANKING)
     design_columns = passage.DESIGN_COLUMNS
+    watched = ("entropy", "distinct_4grams")
 
     def open_request(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
         if not isinstance(request.get("prompts"), str):
@@ -87,6 +88,12 @@ class TextServing(Domain):
 
     def design_metrics(self, sample: Any) -> dict[str, float | int | bool]:
         return passage.design_metrics(sample)
+
+    def watch(self, samples: Sequence[Any]) -> dict[str, float]:
+        """Means of a text's token entropy, and of the share of its 4-grams that do not repeat an earlier one."""
+        numbers = [passage.design_metrics(s) for s in samples]
+        entropy, repetition = (sum(n[key] for n in numbers) / len(numbers) for key in ("entropy", "repetition"))
+        return {"entropy": entropy, "distinct_4grams": 1 - repetition}
 
     def similarity(self, a: Any, b: Any) -> float:
         """Jaccard index of the token 3-grams."""

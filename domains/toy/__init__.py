@@ -229,6 +229,7 @@ class ToyTokens(ToyDomain):
     request_keys = MappingProxyType({})
     ranking = MappingProxyType({})
     design_columns = ("tokens",)
+    watched = ("entropy",)
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
@@ -280,6 +281,11 @@ class ToyTokens(ToyDomain):
 
     def design_metrics(self, sample: np.ndarray) -> dict[str, float | int | bool]:
         return {"tokens": len(sample)}
+
+    def watch(self, samples: Sequence[Any]) -> dict[str, float]:
+        """Nats of the histogram of all tokens."""
+        shares = np.bincount(np.concatenate(samples)) / sum(len(s) for s in samples)
+        return {"entropy": float(-(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum())}
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
         """Share of equal tokens."""
