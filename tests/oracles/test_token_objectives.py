@@ -70,7 +70,7 @@ def expected(objective, student, teacher, x0, weights, draws):
 
 
 def two_step_nodes(teacher):
-    """All that one of two teacher steps from (m, m) at t = 1 can reveal: places and uniforms, and their probabilities."""
+    """All that one of two teacher steps from (m, m) at t = 1 can reveal: places, uniforms and their probabilities."""
     p = law(teacher, M, M)
     middle = p.cumsum(1) - p / 2
     nodes = list(itertools.product((0.25, 0.75), (0.25, 0.75), range(V), range(V)))
