@@ -65,6 +65,8 @@ def test_intervals_are_of_the_mean_of_the_samples() -> None:
     # y and x of a sample both vary: the error of y at fixed x is that of y - slope x
     expected = 2 * 1.96 * 0.4 * np.sqrt(1 + 2**2) / np.sqrt(200)
     assert m.high - m.low == pytest.approx(expected, rel=0.15)
+    between = noisy.at(3.5)  # the same samples at both ends: they err together
+    assert between.high - between.low == pytest.approx(expected, rel=0.15)
     assert m.low < m.value < m.high
     assert noisy.at(4.0, seed=1) != m
     assert noisy.at(4.0) == m
