@@ -20,7 +20,7 @@ from xdistill.domains.text.documents import Documents
 from xdistill.domains.text.measuring import TextMeasuring
 from xdistill.domains.text.packing import Packed, PackedSource
 from xdistill.domains.text.serving import TextServing
-from xdistill.domains.text.tokenizer_files import load_tokenizer
+from xdistill.domains.text.tokenizer_files import NAMES, load_tokenizer
 from xdistill.domains.text.tokenizers import TextTokenizer
 from xdistill.errors import UsageError
 from xdistill.models import Batch
@@ -105,9 +105,15 @@ class TextDomain(TextServing, TextMeasuring):
         return TokenDiscriminator(teacher)
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
-        return teacher.describe(module) if isinstance(module, TextDenoiser) else {}
+        """A tokenizer that was trained or read from a folder goes along: where samples are drawn, neither may exist."""
+        if not isinstance(module, TextDenoiser):
+            return {}
+        own = {} if self.text.tokenizer in NAMES else {"tokenizer": self.tokenizer.to_dict()}
+        return teacher.describe(module) | own
 
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
+        if "tokenizer" in description:
+            self.tokenizer = TextTokenizer.from_dict(description["tokenizer"])
         return teacher.from_description(dict(description))
 
     def shipped_student(self) -> Path:

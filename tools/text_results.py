@@ -1,0 +1,222 @@
+"""The text results table: objectives side by side on the shipped teacher, 4 to 32 calls, baselines, at equal entropy.
+
+    python tools/text_results.py                                    # whatever docs/text_table.json lacks
+    python tools/text_results.py --method idlm --seed 0             # the rows of one student
+    python tools/text_results.py --method idlm --seed 0 --calls 8 --check   # make a row again, compare
+
+Every student is a run of `xdistill fit` with the same macro-steps and batch, masks far apart (domain.masking=spread), one
+run a method and seed, sampled at every number of calls. Each row is a curve: temperatures are tried until they enclose
+the entropy of the teacher at as many calls as tokens, where log judge-perplexity is read (95 % bootstrap intervals over
+samples). `closed` is the share of the gap between the teacher's ancestral sampler at 8 calls and at 128 that the row
+closes. Runs stay in runs/text_results and are continued when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xdistill.config import compose
+from xdistill.curves import Curve, Point, gap_closed
+from xdistill.domains.text import TextDomain
+from xdistill.domains.text.teacher import SHIPPED_STUDENT, SHIPPED_TEACHER
+from xdistill.evaluation import draw, student_sampler
+from xdistill.machine import hardware
+from xdistill.objectives.mdlm import MDLM
+from xdistill.run import fit
+from xdistill.sections import build_domain
+from xdistill.student import load_student
+
+RECORD, TEXT, RUNS = Path("docs/text_table.json"), Path("docs/text_table.md"), Path("runs/text_results")
+CALLS, SEEDS, FULL = (4, 8, 16, 32), (0, 1, 2), 128
+NUM, EVAL_SEED, STEP, MOST = {4: 256, 8: 512, 16: 128, 32: 128, FULL: 512}, 7, 0.08, 4
+SAMPLERS = ("ancestral", "spread", "entropy")
+BUDGET = {"train.steps": 150, "data.batch": 16}
+COMMON = [
+    *("domain=text", "domain.masking=spread", "objective.steps=8", "ema.half_life=20"),
+    *(f"{key}={value}" for key, value in BUDGET.items()),
+    *("train.max_minutes=0", "eval.report=false", "strategy.threads=1", "logger.progress=false", "resume=auto"),
+]
+METHODS: dict[str, list[str]] = {
+    "sdtt": ["objective=sdtt", "objective.rounds=1", "objective.substeps=4"],
+    "dcd": ["objective=dcd", "objective.rounds=1"],
+    "idlm": ["objective=idlm"],
+    "didi": ["objective=didi"],
+    "mmd": ["objective=mmd"],
+}
+
+
+@cache
+def domain() -> TextDomain:
+    """The domain of every row, its judge included."""
+    built = build_domain(compose(["domain=text"]))
+    assert isinstance(built, TextDomain)
+    return built
+
+
+def train(method: str, seed: int, runs: Path) -> Path:
+    """The run folder of one student, trained if it is not there yet."""
+    out = runs / f"{method}_s{seed}"
+    fit(compose([*METHODS[method], *COMMON, f"seed={seed}", f"out={out}"]))
+    return out
+
+
+def curve(model: torch.nn.Module, calls: int, method: str, target: float | None) -> Curve:
+    """Points at temperatures that enclose the entropy `target`; None: the one point at temperature 1."""
+    objective = MDLM(domain().process)
+    points: dict[float, Point] = {}
+    temperature = 1.0
+    while len(points) < MOST:
+        sampler = student_sampler(objective, steps=calls, temperature=temperature, method=method)
+        drawn = draw(domain(), model, sampler, NUM[calls], seed=EVAL_SEED, precision="bf16")
+        points[temperature] = Point(temperature, domain().curve_rows(drawn.samples), drawn.calls, drawn.seconds)
+        found = [p.x for p in points.values()]
+        if target is None or min(found) <= target <= max(found):
+            break
+        temperature = round(max(points) + STEP if max(found) < target else min(points) - STEP, 2)
+    return Curve(f"{calls} calls", tuple(points[t] for t in sorted(points)))
+
+
+def student_rows(method: str, seed: int, record: dict[str, Any], calls: Sequence[int], runs: Path) -> dict[str, Any]:
+    """Rows of one student."""
+    model = load_student(SHIPPED_STUDENT if method == "shipped" else train(method, seed, runs)).model
+    return {f"{method}/{seed}/{k}": row(curve(model, k, "spread", target(record)), record) for k in calls}
+
+
+def teacher_rows(record: dict[str, Any], calls: Sequence[int]) -> dict[str, Any]:
+    """The teacher's own samplers at the students' calls, and its ancestral sampler at as many calls as tokens."""
+    model, rows = domain().teacher(), record["rows"]
+    full, few = f"teacher: ancestral/-/{FULL}", "teacher: ancestral/-/8"
+    if full not in rows:
+        rows[full] = row(curve(model, FULL, "ancestral", None), record)
+    if few not in rows:
+        rows[few] = row(curve(model, 8, "ancestral", target(record)), record)
+    wanted = {f"teacher: {name}/-/{k}": (name, k) for name in SAMPLERS for k in calls}
+    for key, (name, k) in wanted.items():
+        if key not in rows:
+            rows[key] = row(curve(model, k, name, target(record)), record)
+    return {key: r for key, r in rows.items() if key.startswith("teacher: ")}
+
+
+def target(record: dict[str, Any]) -> float:
+    """The entropy that all rows are read at: the teacher's own, at as many calls as tokens."""
+    return stored(record["rows"][f"teacher: ancestral/-/{FULL}"]).points[0].x
+
+
+def row(c: Curve, record: dict[str, Any]) -> dict[str, Any]:
+    """A curve with what is read off it."""
+    points = [asdict(p) | {"rows": p.rows.round(6).tolist(), "x": p.x, "y": p.y} for p in c.points]
+    made: dict[str, Any] = {"name": c.name, "points": points}
+    rows = record["rows"]
+    full, few = (rows.get(f"teacher: ancestral/-/{k}") for k in (FULL, 8))
+    if full:
+        made["log_perplexity"] = asdict(c.at(target(record)))
+    if full and few:
+        made["closed"] = asdict(gap_closed(c, stored(few), stored(full), target(record)))
+    return made
+
+
+def stored(found: dict[str, Any]) -> Curve:
+    """The curve of a recorded row."""
+    points = [Point(p["setting"], np.array(p["rows"]), p["calls"], p["seconds"]) for p in found["points"]]
+    return Curve(found["name"], tuple(points))
+
+
+def check(recorded: dict[str, Any], again: dict[str, Any]) -> bool:
+    """Print both; whether every new value lies within the recorded interval."""
+    good = True
+    for key, made in again.items():
+        old, new = recorded[key]["log_perplexity"], made["log_perplexity"]["value"]
+        inside = old["low"] - 1e-9 <= new <= old["high"] + 1e-9
+        good &= inside
+        print(
+            f"{key:24} {new:.4f}  recorded {old['value']:.4f} [{old['low']:.4f}, {old['high']:.4f}]",
+            "" if inside else "OUTSIDE",
+        )
+    return good
+
+
+def text(record: dict[str, Any]) -> str:
+    """The table as Markdown: one line a method and number of calls, means over seeds, lowest and highest in brackets."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for key, made in record["rows"].items():
+        method, _, k = key.rsplit("/", 2)
+        groups.setdefault((method, int(k)), []).append(made)
+    head = "| method | calls | seeds | n | log judge-perplexity at the teacher's entropy | share of the gap closed |"
+    lines = [head, "|---" * 6 + "|"]
+    for (method, k), rows in sorted(groups.items(), key=lambda g: (not g[0][0].startswith("teacher"), g[0])):
+        n = len(rows[0]["points"][0]["rows"])
+        cells = [_cell([r[name] for r in rows if name in r]) for name in ("log_perplexity", "closed")]
+        lines.append(f"| {method} | {k} | {len(rows)} | {n} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: list[dict[str, float]]) -> str:
+    """Of one seed the interval over samples, of several the range over seeds."""
+    if not found or any(f["value"] != f["value"] for f in found):
+        return "-"
+    values = [f["value"] for f in found]
+    low, high = (found[0]["low"], found[0]["high"]) if len(found) == 1 else (min(values), max(values))
+    return f"{statistics.fmean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def save(record: dict[str, Any]) -> None:
+    """The record, atomically, and its table."""
+    part = RECORD.with_suffix(".part")
+    part.write_text(json.dumps(record) + "\n")
+    part.rename(RECORD)
+    TEXT.write_text(text(record))
+
+
+def settings() -> dict[str, Any]:
+    """What all rows of a record have in common."""
+    digest = hashlib.sha256(SHIPPED_TEACHER.read_bytes()).hexdigest()
+    return {"teacher_sha256": digest, "budget": BUDGET, "num": {str(k): n for k, n in NUM.items()}, "seed": EVAL_SEED}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=[*METHODS, "teacher", "shipped"], help="only this one")
+    parser.add_argument("--seed", type=int, choices=SEEDS, help="only this one")
+    parser.add_argument("--calls", type=int, choices=CALLS, help="only this one")
+    parser.add_argument("--check", action="store_true", help="train and measure again in a fresh folder and compare")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"settings": settings(), "rows": {}}
+    if record["settings"] != settings():
+        raise SystemExit(f"{RECORD} was made with other settings: move it away to start a new table")
+    calls = CALLS if args.calls is None else [args.calls]
+    for method in [args.method] if args.method else ["teacher", *METHODS, "shipped"]:
+        seeds = SEEDS[:1] if method in ("teacher", "shipped") else SEEDS if args.seed is None else [args.seed]
+        for seed in seeds:
+            if args.check:
+                runs = RUNS.with_name("text_results_check")
+                if not check(record["rows"], student_rows(method, seed, record, calls, runs)):
+                    raise SystemExit(1)
+                continue
+            missing = [k for k in calls if f"{method}/{seed}/{k}" not in record["rows"]]
+            made = (
+                teacher_rows(record, calls)
+                if method == "teacher"
+                else student_rows(method, seed, record, missing, RUNS)
+            )
+            # Another process may have added its rows meanwhile.
+            record = json.loads(RECORD.read_text()) if RECORD.exists() else record
+            record["rows"] |= made
+            record["hardware"] = hardware()
+            save(record)
+    print(text(record))
+
+
+if __name__ == "__main__":
+    main()
