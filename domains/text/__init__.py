@@ -27,7 +27,7 @@ from xdistill.models import Batch
 from xdistill.process import MaskProcess
 from xdistill.registry import nearest
 from xdistill.rng import Generator
-from xdistill.samplers.mask import sample_tokens
+from xdistill.samplers.mask import TokenDraw, sample_tokens
 from xdistill.state import Tokens
 
 
@@ -138,9 +138,19 @@ class TextDomain(TextServing, TextMeasuring):
         return {name: self._sampler(method) for name, method in methods.items()}
 
     def _sampler(self, method: str) -> TeacherSampler:
-        def sample(model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Tokens:
-            steps = steps or self.text.reference_steps
-            return sample_tokens(model, self.process, steps, batch.like, batch.cond, generator, method=method)
+        def sample(
+            model: Any,
+            batch: Batch,
+            generator: Generator,
+            *,
+            steps: int | None = None,
+            temperature: float = 1.0,
+            top_p: float = 1.0,
+        ) -> Tokens:
+            calls, draw = steps or self.text.reference_steps, TokenDraw(temperature, top_p)
+            return sample_tokens(
+                model, self.process, calls, batch.like, batch.cond, generator, method=method, draw=draw
+            )
 
         return sample
 
