@@ -75,9 +75,18 @@ def distance(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("objective", ["dmd", "sid", "didi"])
+@pytest.mark.parametrize("objective", ["dmd", "sid"])
 def test_one_rank_is_the_single_engine_bit_for_bit(one: Path, objective: str, engine: str) -> None:
     assert_identical(result(one, f"train:{objective}:single"), result(one, f"train:{objective}:{engine}"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_rank_of_a_transformer_differs_by_rounding_where_gradients_are_partitioned(one: Path, engine: str) -> None:
+    """Bit for bit where they are not; ZeRO 1 to 3 sum a gradient of many tensors in another order."""
+    single, found = result(one, "train:didi:single"), result(one, f"train:didi:{engine}")
+    if engine in ("ddp", "zero0"):
+        assert_identical(single, found)
+    assert distance(single, found) < 1e-6
 
 
 @pytest.mark.parametrize("objective", ["dmd", "sid", "didi"])
