@@ -230,6 +230,22 @@ def test_draws_have_the_enumerated_law(match):
     assert float(got.std()) < 10
 
 
+@pytest.mark.parametrize(("steps", "exact"), [(L, True), (1, False)])
+def test_one_token_a_call_is_exact(steps, exact):
+    """In a planned order L calls draw one token each: the table's posterior is its own best critic, on every draw."""
+    process = MaskProcess(V, eps=0.0, order="spread")
+    posterior = Free.posterior(CORRELATED)
+    modules = {"student": clone(posterior), "critic": clone(posterior), "teacher": teacher()}
+    batch = Batch(tokens(sequences(V, L)[:8].tolist()), NoCond())
+    objective = IDLM(process, steps=steps)
+    phase = objective.phases(9)[0]
+    with phase_grads(modules, "critic"):
+        net = RoleView(modules, modules, "critic", rng.generator("shared"))
+        loss = objective.loss(phase, batch, net, rng.generator("loss")).per_sample.mean()
+        gradient = torch.autograd.grad(loss, modules["critic"].logits)[0].abs().max()
+    assert (gradient < 1e-12) if exact else (gradient > 1e-3)
+
+
 class TestJump:
     def made(self, mask, given=None, junk=0, **options):
         ids = torch.where(mask, torch.arange(mask.numel()).view_as(mask) % V, junk)

@@ -105,8 +105,8 @@ class MMD(Anchored):
         states = self.hidden([x0, *drawn], net.frozen("teacher"), batch)
         log_p = torch.stack([per_row(own, log_g.gather(1, x.ids[own][:, None]).squeeze(1)) for x in drawn], 1)
         cost, mmd = self.compare(states, own)
-        anchor, metrics = self.anchor(start, log_g, net.frozen("teacher"), batch.cond)
-        per_sample = 2 * (advantages(cost).to(log_p) * log_p).mean(1) + anchor
+        extra, metrics = self.anchor(start, log_g, net.frozen("teacher"), batch.cond)
+        per_sample = 2 * (advantages(cost).to(log_p) * log_p).mean(1) + extra
         return LossOut(per_sample, metrics | {"mmd": mmd, "loss": per_sample.detach()})
 
     def complete(self, z: Tokens, log_g: Tensor, generator: torch.Generator) -> Tokens:
