@@ -28,6 +28,7 @@ class Compiled(nn.Module):
         super().__init__()
         check_compiler(device)
         self.kind = getattr(network, "kind", None)
+        self.discriminator = getattr(network, "discriminator", None)
         self.graphs = torch.device(device).type == "cuda"
         self.network = torch.compile(network, dynamic=True, mode="reduce-overhead" if self.graphs else None)
 

@@ -156,7 +156,9 @@ class GenerateConfig:
     depends on (seed, i) alone. batch: most designs of a network call. steps: network calls a design (0: as trained).
     noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
     temperature, top_p, method: how tokens are drawn (none: as configured in the run; see sampler of fit).
-    stream: true shows one text while it is written, and keeps no file; out=- writes lines to the standard output.
+    method.OPTION: of the method, as in method=dual_cache method.block=16, or method=rgas method.ratio=0.5, which asks
+    the discriminator that a run of objective=didi keeps. stream: true shows one text while it is written, and keeps
+    no file; out=- writes lines to the standard output.
     format: of the files, or packed, many designs in one file (none: the domain's first; of text packed, as lines of
     JSON). shard: designs written and recorded at once (0: 1024, or one batch up to 1024 designs). filter: names of the
     domain's filters, cheapest first,
@@ -219,9 +221,9 @@ class EvaluateConfig:
     compared. num: samples of each checkpoint and sampler. json: where to save the table (none:
     evaluation.json in the first source), with the plot of the curves beside it. html: where to write a report with
     plots and structures (none: nowhere).
-    seed, batch, steps, noise_scale, temperature, top_p, method: as in generate. domain.KEY: any key of the domain's
-    section of a configuration, as `xdistill fit domain=NAME --help` lists them; it also holds for checkpoints,
-    whatever their runs had.
+    seed, batch, steps, noise_scale, temperature, top_p, method, method.OPTION: as in generate. domain.KEY: any key of
+    the domain's section of a configuration, as `xdistill fit domain=NAME --help` lists them; it also holds for
+    checkpoints, whatever their runs had.
     """
 
     domain: str

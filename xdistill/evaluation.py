@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,11 @@ class Draw(Protocol):
 
 
 class CallCounter(nn.Module):
-    """A model that counts its forward calls (a guided call counts each of its networks' calls)."""
+    """A model that counts its forward calls (a guided call counts each of its networks' calls).
+
+    others: calls by kind of what stands beside the model: `discriminator`, and `discriminator_backward`, as many of
+    them as were differentiated.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -35,6 +39,11 @@ class CallCounter(nn.Module):
         self.kind = getattr(model, "kind", None)
         inner = [m for m in (getattr(model, "model", None), getattr(model, "weak", None)) if isinstance(m, nn.Module)]
         self._hooks = [module.register_forward_pre_hook(self._count) for module in inner or [model]]
+        self.discriminator: nn.Module | None = getattr(model, "discriminator", None)
+        self.others: dict[str, int] = {}
+        if self.discriminator is not None:
+            self.others = {"discriminator": 0, "discriminator_backward": 0}
+            self._hooks.append(self.discriminator.register_forward_pre_hook(self._count_judge))
 
     def remove(self) -> None:
         """Stop counting: the model may outlive its counter."""
@@ -44,28 +53,41 @@ class CallCounter(nn.Module):
     def _count(self, *_: Any) -> None:
         self.calls += 1
 
+    def _count_judge(self, *_: Any) -> None:
+        self.others["discriminator"] += 1
+        self.others["discriminator_backward"] += torch.is_grad_enabled()
+
+    def since(self, before: Mapping[str, int]) -> dict[str, int]:
+        """`others` that came after a copy of it."""
+        return {kind: count - before[kind] for kind, count in self.others.items()}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Decoded samples in index order; calls: network calls a sample; seconds: wall time a sample."""
+    """Decoded samples in index order; calls: network calls a sample; seconds: wall time a sample.
+
+    others: calls a sample of other networks, by kind.
+    """
 
     samples: list[Any]
     calls: float
     seconds: float
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One source of samples with its metrics; network calls and wall seconds a sample of a sampler."""
+    """One source of samples with its metrics; network calls, those of other kinds, wall seconds, a sample."""
 
     name: str
     metrics: Mapping[str, Metric]
     samples: Sequence[Any]
     calls: float | None = None
     seconds: float | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -123,9 +145,15 @@ def read_samples(domain: Domain, folder: Path) -> list[Any]:
 def as_json(rows: Sequence[Row], real: Mapping[str, Metric]) -> dict[str, Any]:
     """Plain values of a table: `rows` and `real`, every metric with its interval and n."""
     plain = [
-        {"name": r.name, "n": r.n, "calls": r.calls, "seconds": r.seconds, "metrics": _plain(r.metrics)} for r in rows
+        {"name": r.name, "n": r.n, "calls": r.calls, **_named(r.others), "seconds": r.seconds}
+        | {"metrics": _plain(r.metrics)}
+        for r in rows
     ]
     return {"rows": plain, "real": _plain(real)}
+
+
+def _named(others: Mapping[str, float]) -> dict[str, float]:
+    return {f"{kind}_calls": count for kind, count in others.items()}
 
 
 def _plain(metrics: Mapping[str, Metric]) -> dict[str, Any]:
@@ -147,20 +175,22 @@ def draw(
 ) -> Drawn:
     """`num` samples in batches of similar size; sample i depends on (seed, i) alone."""
     counter, calls, seconds = CallCounter(model.eval()), 0, 0.0
+    others = dict.fromkeys(counter.others, 0)
     order = by_size(domain, num, seed, request or {})
     samples: list[Any] = [None] * num
     for start in range(0, num, batch_size):
         indices = order[start : start + batch_size]
         batch = domain.plan(indices, seed, **(request or {})).to(device)
-        before, began = counter.calls, time.perf_counter()
+        before, already, began = counter.calls, dict(counter.others), time.perf_counter()
         with autocast(precision, device):
             state = sampler(counter, batch, rng.per_sample(seed, indices))
         seconds += time.perf_counter() - began
         calls += (counter.calls - before) * len(indices)
+        others = {kind: others[kind] + n * len(indices) for kind, n in counter.since(already).items()}
         for i, sample in zip(indices, domain.decode(state), strict=True):
             samples[i] = sample
     counter.remove()
-    return Drawn(samples, calls / num, seconds / num)
+    return Drawn(samples, calls / num, seconds / num, {kind: n / num for kind, n in others.items()})
 
 
 def student_sampler(objective: Objective, **options: Any) -> Draw:

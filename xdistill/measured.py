@@ -60,7 +60,7 @@ class Measuring:
             for name in self.extras:
                 if name in of_models:
                     found |= of_models[name](source.model, source.sampler(), self.num, self.seed)
-        cost = (drawn.calls, drawn.seconds) if drawn else (None, None)
+        cost = (drawn.calls, drawn.seconds, drawn.others) if drawn else ()
         return Row(source.name, found, samples, *cost)
 
     def curve(self, source: Source, axes: Axes, settings: Sequence[float], row: Row) -> Curve:

@@ -156,6 +156,9 @@ def table(
     shown.add_row("samples", *[str(r.n) for r in rows])
     if any(r.calls is not None for r in rows):
         shown.add_row("network calls", *["" if r.calls is None else f"{r.calls:g}" for r in rows])
+        for kind in dict.fromkeys(kind for r in rows for kind in r.others):
+            name = f"{kind.replace('_', ' ')} calls"
+            shown.add_row(name, *[f"{r.others[kind]:g}" if kind in r.others else "" for r in rows])
         shown.add_row("seconds a sample", *["" if r.seconds is None else f"{r.seconds:.3g}" for r in rows])
     if baseline is not None and baseline.seconds is not None:
         shown.add_row("speed-up", *[f"{baseline.seconds / r.seconds:.1f}x" if r.seconds else "" for r in rows])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from xdistill import checkpoint
 from xdistill.domain import Domain
-from xdistill.errors import XDistillError
+from xdistill.errors import UsageError, XDistillError
 from xdistill.folder import RunFolder
 from xdistill.objectives import Objective
 from xdistill.sections import build_domain, build_objective, plain
@@ -48,6 +48,37 @@ def load_student(
     objective = build_objective(found.config, built)
     built.any_length = objective.any_length
     return Loaded(built, objective, model.eval(), found.config, found.manifest, found.path)
+
+
+class Judged(nn.Module):
+    """A student as it was, and beside it the discriminator that its run trained, for samplers that ask one.
+
+    teacher: held because the discriminator borrows from it: all three must be on one device.
+    """
+
+    def __init__(self, model: nn.Module, discriminator: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.model, self.discriminator, self.teacher = model, discriminator, teacher
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The student's."""
+        return self.model(*args, **kwargs)
+
+
+def judged(loaded: Loaded) -> Loaded:
+    """The student with the discriminator of its checkpoint; the run's teacher is loaded for it.
+
+    Raises UsageError when the checkpoint keeps none, XDistillError when it is damaged.
+    """
+    role = "discriminator"
+    found = checkpoint.open_checkpoint(loaded.path)
+    if f"roles/{role}.safetensors" not in found.manifest["sha256"]:
+        raise UsageError(f"{loaded.path} keeps no discriminator: method=rgas needs ckpt= of a run of objective=didi")
+    teacher = loaded.domain.teacher()
+    network = loaded.domain.discriminator(teacher)
+    checkpoint.load_strict(network.load_state_dict, found.role(role), found.path, role)
+    beside = Judged(loaded.model, network, teacher)
+    return replace(loaded, model=beside.requires_grad_(False).eval())
 
 
 def _pick(path: Path) -> Path:

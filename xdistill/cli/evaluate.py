@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from xdistill.cli.keys import domain_class, read, split
+from xdistill.cli.keys import domain_class, method_keys, prefixed, read, split
 from xdistill.config import EvaluateConfig, compose
 from xdistill.errors import UsageError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def run(args: Sequence[str]) -> int:
     """Measure every source, print the table, save it."""
     given, pairs = domain_options(split(args))
+    own, pairs = method_keys(pairs)
     cfg, request = read(EvaluateConfig, pairs, domain_class(pairs).request_keys)
     runs, folders = _paths(cfg.ckpt), _paths(cfg.dir)
     if not runs and not folders and not cfg.teacher:
@@ -42,7 +43,7 @@ def run(args: Sequence[str]) -> int:
     measuring = Measuring(cfg.num, cfg.seed, cfg.batch, extras, request, device())
     sources = [
         *_teachers(cfg, domain),
-        *(_checkpoint(cfg, path, changes) for path in runs),
+        *(_checkpoint(cfg, path, changes, own) for path in runs),
         *(_folder(domain, path) for path in folders),
     ]
     rows = []
@@ -66,9 +67,7 @@ def run(args: Sequence[str]) -> int:
 
 def domain_options(pairs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Keys `domain.KEY` without their prefix, and the other pairs."""
-    own = {key: value for key, value in pairs.items() if key.startswith("domain.")}
-    others = {key: value for key, value in pairs.items() if key not in own}
-    return {key.removeprefix("domain."): value for key, value in own.items()}, others
+    return prefixed(pairs, "domain")
 
 
 def choose_metrics(domain: Domain, text: str, console: Console) -> list[str]:
@@ -149,14 +148,14 @@ def _paths(text: str | None) -> list[Path]:
     return [Path(name) for name in _names(text)]
 
 
-def _checkpoint(cfg: EvaluateConfig, path: Path, changes: Mapping[str, Any]) -> Source:
-    from xdistill.cli.student import options
+def _checkpoint(cfg: EvaluateConfig, path: Path, changes: Mapping[str, Any], own: Mapping[str, Any]) -> Source:
+    from xdistill.cli.student import beside, options
     from xdistill.evaluation import Draw, student_sampler
     from xdistill.measured import Source
     from xdistill.student import load_student
 
-    loaded = load_student(path, cfg.domain, options=changes)
-    usual = options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method)
+    loaded = beside(load_student(path, cfg.domain, options=changes), cfg.method)
+    usual = options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, own=own)
 
     def sampler(**changed: Any) -> Draw:
         return student_sampler(loaded.objective, **{**usual, **changed})

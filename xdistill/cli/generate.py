@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from xdistill.cli.keys import domain_class, read, split
+from xdistill.cli.keys import domain_class, method_keys, read, split
 from xdistill.config import GenerateConfig
 from xdistill.errors import UsageError
 
@@ -30,6 +30,7 @@ def run(args: Sequence[str]) -> int:
     from xdistill.generation.filters import filter_options
 
     judged, pairs = filter_options(split(args))
+    own, pairs = method_keys(pairs)
     kind = domain_class(pairs)
     cfg, request = read(GenerateConfig, pairs, kind.request_keys, kind.text_keys)
     from xdistill.compiled import check_compiler
@@ -37,7 +38,7 @@ def run(args: Sequence[str]) -> int:
 
     if cfg.stream:
         cfg = _alone(cfg, pairs)
-    cfg, job = _job(cfg, pairs, request, judged)
+    cfg, job = _job(cfg, pairs, request, judged, own)
     work = engine(cfg)
     if cfg.compile and cfg.engine == "local":
         check_compiler(work.devices[0])
@@ -126,7 +127,11 @@ def _write(data: bytes) -> None:
 
 
 def _job(
-    cfg: GenerateConfig, pairs: Mapping[str, str], request: dict[str, Any], judged: dict[str, str]
+    cfg: GenerateConfig,
+    pairs: Mapping[str, str],
+    request: dict[str, Any],
+    judged: dict[str, str],
+    own: Mapping[str, Any],
 ) -> tuple[GenerateConfig, Job]:
     """The request resolved: files that it names are read, and say how many designs there are unless num= does."""
     from xdistill.cli.student import load, options
@@ -146,7 +151,7 @@ def _job(
         cfg.shard,
         cfg.threads,
         cfg.format or "",
-        options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, request),
+        options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, request, own),
         request,
         funnel.names,
         funnel.description,
@@ -205,7 +210,8 @@ def _report(job: Job, work: Engine, outcome: Outcome, seconds: float) -> None:
     if job.filters:
         failed = rows["failed_at"].to_pylist()
         Console().print(counts_table(filter_counts(job.filters, failed), failed.count(None)))
-    calls = rows["calls"][0].as_py()
-    print(f"{job.num} designs in {path} ({calls} network calls each{rate}), listed in manifest.parquet")
+    kinds = [name for name in rows.column_names if name == "calls" or name.endswith("_calls")]
+    named = [f"{rows[k][0].as_py()} {'network calls' if k == 'calls' else k.replace('_', ' ')}" for k in kinds]
+    print(f"{job.num} designs in {path} ({', '.join(named)} each{rate}), listed in manifest.parquet")
     if unwritten := rows["file"].null_count:
         print(f"{unwritten} of them have no file: format {job.file_format} cannot hold them (see `finite` there)")

@@ -167,8 +167,7 @@ def _schema_keys(schema: type[Any], args: Sequence[str]) -> str:
     lines = ["keys (key=value)"]
     for f in fields(schema):
         lines.append(_key(f.name, "required" if f.default is MISSING else f.default, docs[f.name]))
-    if meaning := docs.get("domain.KEY"):
-        lines.append(_key("domain.KEY", None, meaning))
+    lines += [_key(key, None, docs[key]) for key in ("domain.KEY", "method.OPTION") if key in docs]
     if (pairs := split([a for a in args if "=" in a])).get("domain"):
         domain = domain_class(pairs)
         keys = domain.file_keys if schema is config.ExtractConfig else domain.request_keys

@@ -33,6 +33,20 @@ def split(args: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def prefixed(pairs: Mapping[str, str], prefix: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Keys `prefix.KEY` without their prefix, and the other pairs."""
+    own = {key: value for key, value in pairs.items() if key.startswith(f"{prefix}.")}
+    others = {key: value for key, value in pairs.items() if key not in own}
+    return {key.removeprefix(f"{prefix}."): value for key, value in own.items()}, others
+
+
+def method_keys(pairs: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Options `method.OPTION=VALUE` of a sampler's method, and the other pairs."""
+    own, others = prefixed(pairs, "method")
+    words = {"true": True, "false": False}
+    return {key: words[text.lower()] if text.lower() in words else _plain(text) for key, text in own.items()}, others
+
+
 def domain_class(pairs: Mapping[str, str]) -> type[Any]:
     """The class of `domain=NAME`; raises UsageError that lists the domains."""
     if not pairs.get("domain"):

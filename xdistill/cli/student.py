@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,9 +12,10 @@ import torch
 
 from xdistill.config import compose
 from xdistill.errors import UsageError
-from xdistill.samplers.mask import token_sampler
+from xdistill.registry import nearest
+from xdistill.samplers.mask import GUIDED, method_options, token_sampler
 from xdistill.sections import build_domain
-from xdistill.student import Loaded, load_student, sampler_options
+from xdistill.student import Loaded, judged, load_student, sampler_options
 
 
 class Sampling(Protocol):
@@ -22,16 +24,29 @@ class Sampling(Protocol):
     domain: str
     ckpt: str | None
     steps: Any
+    method: str | None
 
 
-def load(cfg: Sampling) -> Loaded:
-    """The student of `ckpt`, or the domain's shipped one; raises UsageError when it ships none."""
+def load(cfg: Sampling, changes: Mapping[str, Any] = MappingProxyType({})) -> Loaded:
+    """The student of `ckpt`, or the domain's shipped one, with what its method asks for; raises UsageError when there
+    is none. changes: keys of the domain's section.
+    """
+    return beside(load_student(_path(cfg), cfg.domain, options=changes), cfg.method)
+
+
+def beside(loaded: Loaded, method: str | None) -> Loaded:
+    """The student with what a method needs beside it; raises UsageError when its checkpoint has not got it."""
+    chosen = method or sampler_options(loaded.config, loaded.objective).get("method")
+    return judged(loaded) if chosen in GUIDED else loaded
+
+
+def _path(cfg: Sampling) -> Path:
     if cfg.ckpt:
-        return load_student(Path(cfg.ckpt), cfg.domain)
+        return Path(cfg.ckpt)
     shipped = build_domain(compose([f"domain={cfg.domain}"])).shipped_student()
     if shipped is None or not shipped.exists():
         raise UsageError(f"domain '{cfg.domain}' ships no student: give ckpt=RUN of a run of xdistill fit")
-    return load_student(shipped, cfg.domain)
+    return shipped
 
 
 def options(
@@ -42,10 +57,12 @@ def options(
     top_p: float | None = None,
     method: str | None = None,
     request: Mapping[str, Any] = MappingProxyType({}),
+    own: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Options of the student's sampler: what the run configured, and what the command line changes (None: nothing).
 
-    Raises UsageError for an option that this sampler does not take, and for more steps than samples have tokens.
+    own: options of the method itself. Raises UsageError for an option that this sampler does not take, and for more
+    steps than samples have tokens.
     """
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(f"top_p={top_p:g}: expected a probability above 0, at most 1")
@@ -61,7 +78,26 @@ def options(
             raise UsageError(f"{key}={value}: this student's sampler takes {known}: leave it out")
     if method is not None:
         token_sampler(method)
-    return {**sampler_options(loaded.config, loaded.objective), **given}
+    usual = {**sampler_options(loaded.config, loaded.objective), **given}
+    if own:
+        check_method_options(loaded, usual.get("method"), own)
+        usual["method_options"] = dict(own)
+    return usual
+
+
+def check_method_options(loaded: Loaded, method: str | None, own: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that the student's method does not have, and for values of another kind."""
+    if "method_options" not in inspect.signature(loaded.objective.sample).parameters:
+        raise UsageError(f"method.{next(iter(own))}: this student's sampler takes no options of a method: leave it out")
+    name = method or "ancestral"
+    known = method_options(name)
+    for key, value in own.items():
+        if key not in known:
+            raise UsageError(f"unknown option 'method.{key}' of method={name}{nearest(key, known)}")
+        usual = known[key]
+        kinds = (float, int) if type(usual) is float else (type(usual),)
+        if type(value) not in kinds:
+            raise UsageError(f"method.{key}={value}: expected a value such as {str(usual).lower()}")
 
 
 def device() -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +23,12 @@ OnBatch = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Design:
-    """One decoded sample, its number of elements, and the network calls that it took."""
+    """One decoded sample, its number of elements, and the network calls that it took; others: of other kinds."""
 
     sample: Any
     length: int
     calls: int
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class Artist:
         designs: dict[int, Design] = {}
         network = 0.0
         for indices in shard.batches:
-            before, began = self.model.calls, time.perf_counter()
+            before, already, began = self.model.calls, dict(self.model.others), time.perf_counter()
             samples, lengths = self._batch(indices)
             network += time.perf_counter() - began
-            calls = self.model.calls - before
+            calls, others = self.model.calls - before, self.model.since(already)
             found = zip(indices, samples, lengths, strict=False)  # without the rows that only fill up the batch
-            designs |= {i: Design(sample, length, calls) for i, sample, length in found}
+            designs |= {i: Design(sample, length, calls, others) for i, sample, length in found}
             on_batch(len(designs))
         return Drawn(designs, network)
 
@@ -115,6 +116,7 @@ def finish(job: Job, shard: Shard, drawn: Drawn) -> Made:
             "seed": job.seed,
             "length": design.length,
             "calls": design.calls,
+            **{f"{kind}_calls": count for kind, count in design.others.items()},
         }
         values = {**dict.fromkeys(job.funnel.columns), **domain.design_metrics(design.sample), **record.values}
         found |= {k: v for k, v in values.items() if k not in found}

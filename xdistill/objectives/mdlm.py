@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -113,7 +115,9 @@ class MDLM(Objective):
         temperature: float = 1.0,
         top_p: float = 1.0,
         method: str = "ancestral",
+        method_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tokens:
-        """`steps` calls of a sampler of `samplers.mask`."""
+        """`steps` calls of a sampler of `samplers.mask`, with options of its own."""
         draw, steps = TokenDraw(temperature, top_p), steps or self.sample_steps
-        return sample_tokens(model, self.process, steps, like, cond, generator, method=method, draw=draw)
+        fixed = (model, self.process, steps, like, cond, generator)
+        return sample_tokens(*fixed, method=method, draw=draw, **method_options)

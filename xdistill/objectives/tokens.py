@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,10 +49,12 @@ class FewStepTokens(Objective):
         temperature: float = 1.0,
         top_p: float = 1.0,
         method: str = "ancestral",
+        method_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tokens:
-        """`steps` calls of a sampler of `samplers.mask`."""
+        """`steps` calls of a sampler of `samplers.mask`, with options of its own."""
         draw = TokenDraw(temperature, top_p)
-        return sample_tokens(model, self.process, steps or self.steps, like, cond, generator, method=method, draw=draw)
+        fixed = (model, self.process, steps or self.steps, like, cond, generator)
+        return sample_tokens(*fixed, method=method, draw=draw, **method_options)
 
 
 def token_sums(values: Tensor, at: Tensor) -> Tensor:

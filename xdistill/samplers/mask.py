@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from xdistill.samplers.mask_order import first_hitting, spread
 from xdistill.samplers.mask_remask import psi, remdm
 from xdistill.samplers.mask_reveal import reveal
 from xdistill.samplers.mask_score import analytic_weights, ancestral_weights, replay
+from xdistill.samplers.rgas import guided
 from xdistill.state import Tokens
 
 GREEDY = TokenDraw(temperature=0)
@@ -117,16 +119,25 @@ CACHED: dict[str, TokenSampler] = {
     "dual_cache": partial(cached, kind="dual"),
 }
 
+#: Those for students with a discriminator beside them, whose calls are counted apart.
+GUIDED: dict[str, TokenSampler] = {"rgas": guided}
+
 #: What `sample_tokens` is configured with.
 TOKEN_KEYS = ("steps", "temperature", "top_p", "method")
 
 
 def token_sampler(method: str) -> TokenSampler:
     """The sampler of this name; raises UsageError with the nearest one."""
-    methods = {**METHODS, **CACHED}
+    methods = {**METHODS, **CACHED, **GUIDED}
     if method not in methods:
         raise UsageError(f"unknown method '{method}' of token samplers{nearest(method, methods)}")
     return methods[method]
+
+
+def method_options(method: str) -> dict[str, bool | int | float | str]:
+    """The options of a method that are plain values, with their defaults; raises UsageError for an unknown method."""
+    known = inspect.signature(token_sampler(method)).parameters.values()
+    return {p.name: p.default for p in known if isinstance(p.default, bool | int | float | str)}
 
 
 def sample_tokens(

@@ -95,6 +95,35 @@ def rgas(
     return z
 
 
+def guided(
+    model: RawModel,
+    process: MaskProcess,
+    times: Tensor,
+    z: Tokens,
+    cond: Cond,
+    generator: Generator,
+    *,
+    draw: TokenDraw = PLAIN,
+    ratio: float = 0.5,
+    h0: float = 30.0,
+    h1: float = 40.0,
+    candidates: int = 4,
+    choice: float = 1.0,
+    mask_column: bool = True,
+) -> Tokens:
+    """`rgas` by the discriminator that stands beside the student (`xdistill.student.Judged`).
+
+    Raises UsageError for a student without one.
+    """
+    judge: TokenJudge | None = getattr(model, "discriminator", None)
+    if judge is None:
+        raise UsageError("method=rgas needs a discriminator beside the student: sample from a run of objective=didi")
+    return rgas(
+        model, judge, process, times, z, cond, generator, draw=draw, ratio=ratio, h0=h0, h1=h1, candidates=candidates,
+        choice=choice, mask_column=mask_column,
+    )  # fmt: skip
+
+
 def reward_gradient(
     discriminator: TokenJudge, process: MaskProcess, z: Tokens, t: Tensor, cond: Cond, logits: Tensor
 ) -> tuple[Tensor, Tensor]:
