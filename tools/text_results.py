@@ -4,12 +4,13 @@
     python tools/text_results.py --method idlm --seed 0             # the rows of one student
     python tools/text_results.py --method idlm --seed 0 --calls 8 --check  # make it again, compare
 
-Every student is a run of `xdistill fit` with the same macro-steps and about the same rows an update, one run a method and
-seed, sampled at every number of calls: with masks far apart (domain.masking=spread, method=spread), but for the methods
-whose name ends in _independent, which train and sample as their papers do (method=ancestral). Each row is a curve:
-temperatures are tried until they enclose the entropy of the teacher at as many calls as tokens, where log
-judge-perplexity is read (95 % bootstrap intervals over samples). `closed` is the share of the gap between the teacher's
-ancestral sampler at 8 calls and at 128 that the row closes.
+Every student is a run of `xdistill fit` with the same macro-steps and about the same rows an update, one run a method
+and seed, sampled at every number of calls: with masks far apart (domain.masking=spread, method=spread), but for the
+methods whose name ends in _independent, which train and sample as their papers do (method=ancestral). Each row is a
+curve: temperatures are tried until they enclose the entropy of the teacher at as many calls as tokens, where log
+judge-perplexity is read (95 % bootstrap intervals over samples). `closed` is the share of the gap between the
+teacher's ancestral sampler at 8 calls and at 128 that the row closes.
+
 Runs stay in runs/text_results and are continued when interrupted.
 """
 
