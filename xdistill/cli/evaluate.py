@@ -24,7 +24,8 @@ def run(args: Sequence[str]) -> int:
     """Measure every source, print the table, save it."""
     given, pairs = domain_options(split(args))
     own, pairs = method_keys(pairs)
-    cfg, request = read(EvaluateConfig, pairs, domain_class(pairs).request_keys)
+    kind = domain_class(pairs)
+    cfg, request = read(EvaluateConfig, pairs, kind.request_keys, kind.text_keys)
     runs, folders = _paths(cfg.ckpt), _paths(cfg.dir)
     if not runs and not folders and not cfg.teacher:
         raise UsageError("evaluate what? Give ckpt=RUN[,RUN], dir=DIR[,DIR], teacher=SAMPLER[,SAMPLER], or several")
@@ -39,6 +40,7 @@ def run(args: Sequence[str]) -> int:
     config = compose([f"domain={cfg.domain}", *(f"domain.{key}={value}" for key, value in given.items())])
     changes = {key: plain(config.domain)[key] for key in (path.partition(".")[0] for path in given)}
     domain = build_domain(config)
+    request, _ = domain.open_request(request)
     extras, settings = choose_metrics(domain, cfg.metrics, console), curve_settings(domain, cfg.curve)
     measuring = Measuring(cfg.num, cfg.seed, cfg.batch, extras, request, device())
     sources = [

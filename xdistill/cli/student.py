@@ -10,11 +10,14 @@ from typing import Any, Protocol
 
 import torch
 
+from xdistill import rng
 from xdistill.config import compose
 from xdistill.errors import UsageError
+from xdistill.models import NoCond
 from xdistill.registry import nearest
 from xdistill.samplers.mask import GUIDED, method_options, token_sampler
 from xdistill.sections import build_domain
+from xdistill.state import Tokens
 from xdistill.student import Loaded, judged, load_student, sampler_options
 
 
@@ -82,6 +85,7 @@ def options(
     if own:
         check_method_options(loaded, usual.get("method"), own)
         usual["method_options"] = dict(own)
+        try_options(loaded, usual)
     return usual
 
 
@@ -98,6 +102,14 @@ def check_method_options(loaded: Loaded, method: str | None, own: Mapping[str, A
         kinds = (float, int) if type(usual) is float else (type(usual),)
         if type(value) not in kinds:
             raise UsageError(f"method.{key}={value}: expected a value such as {str(usual).lower()}")
+
+
+@torch.no_grad()
+def try_options(loaded: Loaded, usual: Mapping[str, Any]) -> None:
+    """Sample where nothing is to be written: the method checks its options before any file is, and calls no network."""
+    given = torch.ones(1, 1, dtype=torch.bool)
+    like = Tokens(torch.zeros(1, 1, dtype=torch.long), given, given)
+    loaded.objective.sample(loaded.model, like, NoCond(), rng.generator("try"), **usual)
 
 
 def device() -> torch.device:
