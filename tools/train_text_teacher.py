@@ -3,8 +3,8 @@
     python tools/train_text_teacher.py --out runs/text_teacher
     python tools/export_assets.py text teacher runs/text_teacher/full
 
-Two runs of `xdistill fit`: `first` shows few masks, so that attention to neighbours is found soon; `full` continues from
-it over all times. One thread, about an hour on a core of an AMD EPYC without AMX.
+Two runs of `xdistill fit`: `first` shows few masks, so that attention to neighbours is found soon; `full` continues
+from it over all times. One thread, about an hour on a core of an AMD EPYC without AMX.
 """
 
 from __future__ import annotations

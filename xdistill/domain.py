@@ -4,98 +4,52 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from xdistill.errors import UsageError
+from xdistill.exchange import (
+    DataReport,
+    DataSource,
+    ExtraMetrics,
+    Filter,
+    FilterFactory,
+    Metric,
+    ModelMetrics,
+    Neighbours,
+    TeacherSampler,
+    Verdict,
+)
 from xdistill.models import Batch
 from xdistill.process import Process
-from xdistill.rng import Generator
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from xdistill.curves import Axes
-    from xdistill.evaluation import Draw, Row
+    from xdistill.evaluation import Row
     from xdistill.html_report import Panel
 
-
-class DataSource(Protocol):
-    """Training batches as a pure function of their index: resume and workers need nothing else."""
-
-    def batch(self, index: int, rank: int, world: int) -> Batch:
-        """The batch of `rank` at draw `index` of the run."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number with its bootstrap 95 % interval and the number of samples behind it.
-
-    better: `high`, `low`, or `none` for a description without a good direction.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    better: str = "none"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a filter says of one sample, and the numbers it says so for."""
-
-    passed: bool
-    values: Mapping[str, float]
-
-
-class Filter(Protocol):
-    """Judges samples by themselves: the verdict on one never depends on the others of its batch.
-
-    columns: the names of the values that every verdict carries.
-    """
-
-    columns: Sequence[str]
-
-    def __call__(self, samples: Sequence[Any]) -> list[Verdict]:
-        """One verdict a sample, in order."""
-
-
-#: Builds a filter from its options (keyword arguments with defaults; a dataclass is one).
-FilterFactory = Callable[..., Filter]
-
-
-class Neighbours:
-    """Samples collected so far, and whether another one is too similar to any of them."""
-
-    def __init__(self, similarity: Callable[[Any, Any], float], threshold: float) -> None:
-        self.similarity, self.threshold = similarity, threshold
-        self.samples: list[Any] = []
-
-    def add(self, sample: Any) -> None:
-        """Collect one sample."""
-        self.samples.append(sample)
-
-    def has_near(self, sample: Any) -> bool:
-        """Whether the similarity of `sample` to any collected one exceeds the threshold."""
-        return any(self.similarity(sample, other) > self.threshold for other in self.samples)
-
-
-#: (samples, seed) -> metrics. Of no samples it is a check: it raises UsageError when something is not installed.
-ExtraMetrics = Callable[[Sequence[Any], int], dict[str, Metric]]
-
-
-class ModelMetrics(Protocol):
-    """(model, its sampler, number of samples, seed) -> metrics; of no model: what real data scores, if that exists."""
-
-    def __call__(self, model: nn.Module | None, draw: Draw | None, num: int, seed: int) -> dict[str, Metric]: ...
+__all__ = [
+    "DataReport",
+    "DataSource",
+    "Domain",
+    "ExtraMetrics",
+    "Filter",
+    "FilterFactory",
+    "Metric",
+    "ModelMetrics",
+    "Neighbours",
+    "TeacherSampler",
+    "Verdict",
+    "clone",
+]
 
 
 class Domain(ABC):
@@ -311,22 +265,6 @@ class Domain(ABC):
     def neighbours(self, threshold: float) -> Neighbours:
         """An empty collection that tells whether a sample's similarity to any of its own exceeds `threshold`."""
         return Neighbours(self.similarity, threshold)
-
-
-class DataReport(Protocol):
-    """What was kept of a user's data, what was skipped, and why."""
-
-    def table(self) -> Any:
-        """A rich table."""
-
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
-
-
-class TeacherSampler(Protocol):
-    """A sampler of the teacher at a free number of network calls; it also takes the option that `curve_axes` names."""
-
-    def __call__(self, model: Any, batch: Batch, generator: Generator, *, steps: int | None = None) -> Any: ...
 
 
 def clone(module: nn.Module) -> nn.Module:

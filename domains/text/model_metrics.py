@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def validation_nelbo(
 
 
 def visible(length: int, percent: int, generator: torch.Generator) -> NDArray[np.bool_]:
-    """[length] which tokens are shown: both ends, and `percent` of the blocks of GAP tokens between, drawn at random."""
+    """[length] which tokens are shown: both ends, and `percent` of the blocks of GAP tokens between, at random."""
     blocks = -(-(length - 2) // GAP)
     shown = torch.zeros(blocks, dtype=torch.bool)
     shown[torch.randperm(blocks, generator=generator)[: round(blocks * percent / 100)]] = True
@@ -94,7 +95,7 @@ def gaps(ids: Ids, shown: NDArray[np.bool_], tokenizer: TextTokenizer) -> tuple[
     """The text of ids, and the half-open spans of its characters that were not shown."""
     edges = sorted({0, len(ids), *(edge for span in spans_of(shown.tolist()) for edge in span)})
     text, spans = "", []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         piece = marked(ids[a:b].tolist(), tokenizer)
         if not shown[a]:
             spans.append((len(text), len(text) + len(piece)))

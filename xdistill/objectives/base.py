@@ -45,7 +45,10 @@ class LossOut:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective asks of a run; checked once, before it starts. blocks: networks that serve `xdistill.blocks`."""
+    """What an objective asks of a run; checked once, before it starts.
+
+    blocks: networks that take the conditioning of `xdistill.blocks`.
+    """
 
     data: bool = False
     process: type[Process[Any]] = GaussianProcess  # type: ignore[type-abstract]
