@@ -41,23 +41,23 @@ class TextDenoiser(nn.Module):
 
         Args:
             z_t: a partly masked sequence; ids in [0, V).
-            t: [B], 0 clean and 1 masked.
+            t: [B], 0 clean and 1 masked, any device.
             cond: `EarlierBlocks` or `Past` makes it p(a block | what precedes it); any other is ignored.
             at: [B, L] bool, the positions to predict.
             soft: [B, L, V] logits of soft tokens that replace z_t.ids as the network's input (gradients flow).
             raw: the network's logits as they are, mask column included.
             depth: return the hidden states [B, L, H] after this share of the blocks instead.
         """
-        mask = None if bool(z_t.mask.all()) else z_t.mask
+        mask, sigma = None if bool(z_t.mask.all()) else z_t.mask, self.sigma(t.to(z_t.ids.device))
         if depth is not None:
             blocks = round(depth * len(self.net.blocks))
-            return self.net.trunk(z_t.ids, self.net.condition(self.sigma(t)), mask=mask, blocks=blocks)
+            return self.net.trunk(z_t.ids, self.net.condition(sigma), mask=mask, blocks=blocks)
         if self.timed and isinstance(cond, EarlierBlocks):
             raise UsageError("blocks of one sequence have different times: this network is told one, train it without")
         if isinstance(cond, (EarlierBlocks, Past)):
-            logits = block_logits(self.net, z_t.ids, self.sigma(t), cond, at=at, mask=mask)
+            logits = block_logits(self.net, z_t.ids, sigma, cond, at=at, mask=mask)
         else:
-            logits = self.net(z_t.ids if soft is None else soft, self.sigma(t), at=at, mask=mask)
+            logits = self.net(z_t.ids if soft is None else soft, sigma, at=at, mask=mask)
         if raw:
             return logits.float()
         ids = z_t.ids if at is None else z_t.ids[at]

@@ -19,7 +19,6 @@ from xdistill.errors import UsageError
 from xdistill.models import Cond
 from xdistill.state import Tokens
 
-
 FIRST_ITERATIONS = 15  # of a fresh layer: random vectors would divide it by about nothing
 
 
@@ -74,6 +73,7 @@ class TokenDiscriminator(nn.Module):
         """
         mask = None if bool(z.mask.all()) else z.mask
         net, x = self.trunk, z.ids if soft is None else soft
+        t = t.to(z.ids.device)
         sigma = self.process.sigma(t).float() if self.timed else torch.zeros(1, device=t.device)
         with torch.no_grad():
             c = net.condition(sigma)

@@ -73,7 +73,7 @@ class TokenNet(nn.Module):
         """[B, L, V] log-probabilities; with `depth`, the hidden states [B, L, width] they are read from."""
         dtype, mask = self.mix.weight.dtype, z_t.mask[..., None]
         here = torch.arange(z_t.ids.shape[1], device=z_t.ids.device)
-        h = self.token(z_t.ids) + self.position(here) + self.time(t[:, None].to(dtype))[:, None]
+        h = self.token(z_t.ids) + self.position(here) + self.time(t[:, None].to(here.device, dtype))[:, None]
         mean = (h * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         hidden = F.silu(self.mix(torch.cat([h, mean.expand_as(h)], 2)))
         if depth is not None:

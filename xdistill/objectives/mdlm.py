@@ -43,7 +43,7 @@ def stratified_times(n: int, shared: torch.Generator) -> Tensor:
 def token_nll(model: TokenModel, process: MaskProcess, x0: Tokens, z_t: Tokens, t: Tensor, cond: Cond) -> Tensor:
     """-log p(x0) at the masked positions of z_t, 0 elsewhere, [B, L] float32."""
     at = process.masked(z_t)
-    log_p = model(z_t, t, cond, at=at)
+    log_p = model(z_t, t.to(at.device), cond, at=at)
     nll = torch.zeros(at.shape, device=at.device, dtype=log_p.dtype)
     return nll.masked_scatter(at, -log_p.gather(1, x0.ids[at][:, None]).squeeze(1))
 

@@ -108,7 +108,7 @@ def by_blocks(
         if not bool(z.mask[:, place.stop :].any()):
             break
         if cache:
-            time = torch.zeros(z.batch, dtype=torch.float64)
+            time = torch.zeros(z.batch, dtype=torch.float64, device=z.ids.device)
             none = torch.zeros_like(part.mask)
             model(part, time, past.at(place.start, store=True), at=none)
     return z
