@@ -32,10 +32,17 @@ class TokenSource:
         return Batch(Tokens(torch.where(ids == PROCESS.mask_id, SIZES.vocabulary - 1, ids), mask))
 
 
+class Steady(TokenDiscriminator):
+    """Never in training mode, where each call is a power iteration: one process makes two calls for two ranks."""
+
+    def train(self, mode: bool = True) -> Steady:
+        return super().train(False)
+
+
 def token_networks(seed: int) -> dict[str, nn.Module]:
     """Roles of a token objective; no tensor is left at zero, or half of the network would not matter."""
     torch.manual_seed(seed)
     teacher = TextDenoiser(TextDiT(SIZES), PROCESS)
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.3)
-    return {"teacher": teacher, "student": clone(teacher), "discriminator": TokenDiscriminator(teacher, trainable=1)}
+    return {"teacher": teacher, "student": clone(teacher), "discriminator": Steady(teacher, trainable=1).eval()}
