@@ -248,20 +248,22 @@ class EvaluateConfig:
 @dataclass
 class BenchConfig:
     """domain: the modality. ckpt: the student (none: the domain's shipped one). json: where to save the numbers.
-    batch: samples drawn at once when timing. repeats: timed repetitions, when warm. num: samples
-    of each row whose quality is compared (0: cost only). steps: network calls of the student, separated by commas
-    (none: as trained, the two largest of several). teacher_steps: of the teacher (0: as its reference sampler is
-    published). noise_scale: of the student's sampler (none: as configured). threads: CPU threads (0: leave to torch).
+    batch: samples drawn at once when timing, separated by commas, the first for the table (none: as the domain says).
+    repeats: timed repetitions, when warm. num: samples of each row whose quality is compared (0: cost only); where
+    quality trades with diversity it is compared at the teacher's diversity, with other networks too. steps: network
+    calls of the student, separated by commas (none: as trained, the two largest of several). teacher_steps: of the
+    teacher (0: as its reference sampler is published). noise_scale: of the student's sampler (none: as configured).
+    threads: CPU threads (0: leave to torch).
     seed: of the requests and noise. precision, compile: as in generate, for teacher and student. temperature, top_p,
-    method: of the student, as in generate.
+    method, method.OPTION: of the student, as in generate. domain.KEY: as in evaluate.
     """
 
     domain: str
     ckpt: str | None = None
     json: str | None = None
-    batch: int = 16
+    batch: str = ""
     repeats: int = 2
-    num: int = 32
+    num: int = field(default=32, metadata={"least": 0})
     steps: str = ""
     teacher_steps: int = 0
     noise_scale: float | None = None

@@ -184,6 +184,18 @@ class Domain(ABC):
     #: Metrics in which `bench` compares student and teacher; those of `compared_extra` come from `extra_metrics`.
     compared: Sequence[str] = ("score",)
     compared_extra: Sequence[str] = ()
+    #: What the elements of a sample are called, how many samples `bench` draws at once, the first for its table.
+    unit: str = "elements"
+    bench_batches: Sequence[int] = (16,)
+
+    def rivals(self) -> Mapping[str, tuple[nn.Module, TeacherSampler]]:
+        """Networks of other kinds that make the same samples, each with its sampler, for `bench` to compare with."""
+        return {}
+
+    def approximations(self, model: nn.Module, steps: int, batch: Batch, seed: int) -> dict[str, Mapping[str, float]]:
+        """Method -> numbers that say what it changes, of sampler methods that approximate this student."""
+        return {}
+
     #: What `bench` asks of `plan` when it times a forward.
     forward_request: Mapping[str, Any] = MappingProxyType({})
 

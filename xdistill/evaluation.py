@@ -38,7 +38,8 @@ class CallCounter(nn.Module):
         self.model, self.calls = model, 0
         self.kind = getattr(model, "kind", None)
         inner = [m for m in (getattr(model, "model", None), getattr(model, "weak", None)) if isinstance(m, nn.Module)]
-        self._hooks = [module.register_forward_pre_hook(self._count) for module in inner or [model]]
+        self.counted = inner or [model]
+        self._hooks = [module.register_forward_pre_hook(self._count) for module in self.counted]
         self.discriminator: nn.Module | None = getattr(model, "discriminator", None)
         self.others: dict[str, int] = {}
         if self.discriminator is not None:

@@ -139,12 +139,12 @@ class Decoder(nn.Module):
 
 @torch.no_grad()
 def continue_text(model: CausalLM, like: Tokens, generator: Generator, *, draw: TokenDraw = PLAIN) -> Tokens:
-    """One token a call behind position 0, which is taken from `like` as given, [B, L]."""
+    """One token a call behind position 0, [B, L]; that one and what else is given are taken from `like`."""
     u, ids = uniforms(like, generator), like.ids.clone()
     cache = model.start(NoCond(), like.batch)
     for i in range(1, ids.shape[1]):
         log_p, cache = model.next(cache, ids[:, i - 1])
-        ids[:, i] = draw(log_p, u[:, i])
+        ids[:, i] = torch.where(like.free[:, i], draw(log_p, u[:, i]), ids[:, i])
     return like.with_ids(ids)
 
 

@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from xdistill.curves import Axes
-from xdistill.domain import Domain, ExtraMetrics, Metric, ModelMetrics
-from xdistill.domains.text import mauve
+from xdistill.domain import Domain, ExtraMetrics, Metric, ModelMetrics, TeacherSampler
+from xdistill.domains.text import judges, mauve
 from xdistill.domains.text.judges import marked
 from xdistill.domains.text.metrics import TextMetrics, real_sequences
 from xdistill.domains.text.model_metrics import infilling, validation_nelbo
 from xdistill.domains.text.packing import Packed
 from xdistill.domains.text.passage import passage
 from xdistill.domains.text.picture import draw_passage
+from xdistill.domains.text.rivals import autoregressive, cache_gaps
 from xdistill.domains.text.tokenizers import END, TextTokenizer
 from xdistill.evaluation import Draw
+from xdistill.models import Batch
 from xdistill.process import MaskProcess
 
 REAL = 256  # held-out sequences that models are measured on, at most
@@ -33,7 +35,10 @@ class TextMeasuring(Domain):
     tokenizer: TextTokenizer
     process: MaskProcess
     judge_name: str
+    context: int
 
+    unit = "tokens"
+    bench_batches = (8, 1)
     curve_axes = Axes("temperature", "entropy", "log perplexity", "low", (0.7, 0.8, 0.9, 1.0))
     compared: Sequence[str] = ("score", "perplexity", "entropy", "repetition")
 
@@ -82,6 +87,15 @@ class TextMeasuring(Domain):
             return infilling(model, draw, found, self.tokenizer, self.measured.scorer, min(num, REAL), seed)
 
         return {"nelbo": nelbo, "infill": infill}
+
+    def rivals(self) -> Mapping[str, tuple[nn.Module, TeacherSampler]]:
+        """A transformer of the same size that writes a token a call; where it is the judge too, its name says so."""
+        found = autoregressive(judges.SHIPPED, self.tokenizer, self.context)
+        name = "autoregressive, the judge itself" if self.judge_name == "ar" else "autoregressive"
+        return {} if found is None else {name: found}
+
+    def approximations(self, model: nn.Module, steps: int, batch: Batch, seed: int) -> dict[str, Mapping[str, float]]:
+        return cache_gaps(model, self.process, steps, batch, seed)
 
     def draw(self, ax: Any, sample: Any) -> None:
         draw_passage(ax, self.sample_text(sample))

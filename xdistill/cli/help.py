@@ -67,6 +67,7 @@ ABOUT = {
             "xdistill bench domain=protein steps=16,8 json=bench.json",
             "xdistill bench domain=toy ckpt=runs/toy_sid batch=64 repeats=5",
             "xdistill bench domain=protein ckpt=runs/protein_sid length=128 steps=8",
+            "xdistill bench domain=text num=512 domain.judge=ngram json=bench.json",
         ),
     ),
     "list": ("xdistill list", "The registered domains and objectives.", ("xdistill list",)),

@@ -85,8 +85,9 @@ def _typed(schema: type[Any], key: str, text: str, hint: Any) -> Any:
         default = next(f.default for f in fields(schema) if f.name == key)
         example = "" if default in (None, MISSING, False) else f", e.g. {key}={default}"
         raise UsageError(f"{key}={text}: expected {what}{example}") from None
-    if key in POSITIVE and value < 1:
-        raise UsageError(f"{key}={text}: expected at least 1")
+    least = next(f.metadata.get("least", 1) for f in fields(schema) if f.name == key)
+    if key in POSITIVE and not isinstance(value, str) and value < least:
+        raise UsageError(f"{key}={text}: expected at least {least}")
     if key in NOT_NEGATIVE and not isinstance(value, str) and not 0 <= value < float("inf"):
         raise UsageError(f"{key}={text}: expected at least 0")
     return value

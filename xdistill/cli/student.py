@@ -16,7 +16,7 @@ from xdistill.errors import UsageError
 from xdistill.models import NoCond
 from xdistill.registry import nearest
 from xdistill.samplers.mask import GUIDED, method_options, token_sampler
-from xdistill.sections import build_domain
+from xdistill.sections import build_domain, plain
 from xdistill.state import Tokens
 from xdistill.student import Loaded, judged, load_student, sampler_options
 
@@ -35,6 +35,12 @@ def load(cfg: Sampling, changes: Mapping[str, Any] = MappingProxyType({})) -> Lo
     is none. changes: keys of the domain's section.
     """
     return beside(load_student(_path(cfg), cfg.domain, options=changes), cfg.method)
+
+
+def domain_changes(domain: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """Values of `domain.KEY=VALUE` arguments, read as `fit` reads them."""
+    config = compose([f"domain={domain}", *(f"domain.{key}={value}" for key, value in given.items())])
+    return {key: plain(config.domain)[key] for key in (path.partition(".")[0] for path in given)}
 
 
 def beside(loaded: Loaded, method: str | None) -> Loaded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def rgas(
 
 
 def guided(
-    model: RawModel,
+    model: Any,
     process: MaskProcess,
     times: Tensor,
     z: Tokens,
@@ -111,7 +111,7 @@ def guided(
     choice: float = 1.0,
     mask_column: bool = True,
 ) -> Tokens:
-    """`rgas` by the discriminator that stands beside the student (`xdistill.student.Judged`).
+    """`rgas` by the discriminator that stands beside the student: `model` is a RawModel with one (`student.Judged`).
 
     Raises UsageError for a student without one.
     """
