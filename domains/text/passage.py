@@ -72,9 +72,7 @@ def decode(state: Tokens, tokenizer: TextTokenizer) -> list[Passage]:
 
 def partial(state: Tokens, tokenizer: TextTokenizer) -> str:
     """The first sample's text, a shade for every token that is still masked."""
-    ids = state.ids[0][state.mask[0]].tolist()
-    runs = ((masked, list(run)) for masked, run in groupby(ids, lambda i: i == tokenizer.mask_id))
-    return "".join(SHADE * len(run) if masked else tokenizer.decode(run) for masked, run in runs)
+    return tokenizer.decode_visible(state.ids[0][state.mask[0]].tolist(), lambda n: SHADE * n)
 
 
 def _cut(ids: Tensor, mask: Tensor, given: Tensor) -> tuple[list[int], list[Span]]:

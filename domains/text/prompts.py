@@ -38,15 +38,15 @@ class Ask:
     def layout(self, length: int, tokenizer: TextTokenizer) -> list[int | None]:
         """[length] ids, None where the network writes.
 
-        Training sequences are END, tokens of the corpus, END: a prompt follows END, a suffix is followed by it. A gap
-        swallows one space before it, because tokens begin with theirs.
+        Training sequences are BEGIN, tokens of the corpus, END: a prompt follows BEGIN, which most tokenizers call END
+        too, and END follows a suffix. A gap swallows one space before it, because tokens begin with theirs.
 
         Raises UsageError when it does not fit, a gap is empty or ends the template, or nothing is left to write.
         """
         if not (self.prompt or self.suffix or self.infill):
             return [None] * length
         body = self._template(length, tokenizer) if self.infill else tokenizer.encode(self.prompt)
-        head = [tokenizer.end_id, *body]
+        head = [tokenizer.begin_id, *body]
         tail = [*tokenizer.encode(self.suffix), tokenizer.end_id] if self.suffix else []
         if tokenizer.mask_id in (*head, *tail):
             raise UsageError(f"{self.where} holds the mask token: mark gaps with infill= and <gap:12>")

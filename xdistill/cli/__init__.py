@@ -93,7 +93,7 @@ def _interrupted(args: Sequence[str]) -> int:
     again = [a for a in args if not a.startswith("resume=")]
     if again[:1] == ["fit"]:
         again.append("resume=auto")
-    if again[:1] in (["fit"], ["generate"]) and not {"out=-", "stream=true"} & set(again):
+    if again[:1] in (["fit"], ["generate"]) and not {"out=-", "stream=true"} & {a.lower() for a in again}:
         print(f"\nxdistill: interrupted; continue with: xdistill {shlex.join(again)}", file=sys.stderr)
     else:
         print("\nxdistill: interrupted", file=sys.stderr)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xdistill import rng
 from xdistill.errors import UsageError
 from xdistill.process.base import Process
 from xdistill.rng import Generator, Recorded
@@ -97,16 +96,26 @@ def spread_key(chosen: Tensor, shift: Tensor) -> Tensor:
 
 
 def uniforms(like: Tokens, generator: Generator) -> Tensor:
-    """[B, L] float64 in [0, 1); one generator a sample makes row i a function of generator i alone.
+    """[B, L] float64 in [0, 1), see `real_uniforms`."""
+    if isinstance(generator, Recorded):
+        return generator.next()
+    return real_uniforms(like, 1, generator, torch.float64).squeeze(-1)
+
+
+def real_uniforms(
+    like: Tokens, count: int, generator: torch.Generator | Sequence[torch.Generator], dtype: torch.dtype
+) -> Tensor:
+    """[B, L, count] in [0, 1): one generator a sample makes row i a function of generator i alone.
 
     Drawn for real tokens only, sample after sample, and 0 elsewhere: padding changes no draw.
     """
-    if isinstance(generator, Recorded):
-        return generator.next()
-    u = torch.zeros(like.ids.shape, dtype=torch.float64, device=like.ids.device)
-    if isinstance(generator, torch.Generator):
-        return u.masked_scatter(like.mask, rng.rand(int(like.mask.sum()), generator).to(u))
-    assert isinstance(generator, Sequence)
-    counts = like.elements.tolist()
-    rows = [rng.rand(n, g).to(u) for n, g in zip(counts, generator, strict=True)]
-    return u.masked_scatter(like.mask, torch.cat(rows)) if rows else u
+    single = isinstance(generator, torch.Generator)
+    generators = [generator] if isinstance(generator, torch.Generator) else generator
+    tokens = [int(like.elements.sum())] if single else like.elements.tolist()
+    drawn = [
+        torch.rand(n, count, generator=g, device=g.device, dtype=dtype) for g, n in zip(generators, tokens, strict=True)
+    ]
+    u = torch.zeros(*like.ids.shape, count, dtype=dtype, device=like.ids.device)
+    if drawn:
+        u[like.mask] = torch.cat(drawn).to(u.device)
+    return u

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from xdistill import rng
 from xdistill.errors import UsageError
+from xdistill.process.mask import real_uniforms
 from xdistill.rng import Generator, Recorded
 from xdistill.state import Tokens
 
@@ -107,20 +107,6 @@ def vocabulary_uniforms(z: Tokens, vocabulary: int, generator: Generator) -> Ten
     if isinstance(generator, Recorded):
         return generator.next()
     return real_uniforms(z, vocabulary, generator, torch.float32)
-
-
-def real_uniforms(
-    z: Tokens, count: int, generator: torch.Generator | Sequence[torch.Generator], dtype: torch.dtype
-) -> Tensor:
-    """[B, L, count] in [0, 1), drawn for real tokens only, sample after sample."""
-    single = isinstance(generator, torch.Generator)
-    generators = [generator] if isinstance(generator, torch.Generator) else generator
-    tokens = [int(z.elements.sum())] if single else z.elements.tolist()
-    pairs = zip(generators, tokens, strict=True)
-    drawn = [torch.rand(n, count, generator=g, device=g.device, dtype=dtype) for g, n in pairs]
-    u = torch.zeros(*z.ids.shape, count, dtype=dtype, device=z.ids.device)
-    u[z.mask] = torch.cat(drawn).to(u.device)
-    return u
 
 
 def row_uniforms(batch: int, generator: Generator, device: torch.device) -> Tensor:

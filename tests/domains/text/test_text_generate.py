@@ -18,7 +18,7 @@ from xdistill.cli import main
 from xdistill.cli.student import options
 from xdistill.domains.text import TextDomain
 from xdistill.domains.text.passage import Passage, entropy, passage, repetition, similarity
-from xdistill.domains.text.prompts import read_prompts
+from xdistill.domains.text.prompts import Ask, read_prompts
 from xdistill.errors import UsageError, XDistillError
 from xdistill.generation import Engine, Job, generate
 from xdistill.generation.lines import collect, stream
@@ -73,6 +73,12 @@ def test_a_prompt_follows_end_and_stays(loaded: Loaded, domain: TextDomain) -> N
         assert p.text == p.prompt + p.filled[0] or "\ufffd" in p.text
         assert len(p) == LENGTH
         assert domain.process.mask_id not in p.ids
+
+
+def test_a_prompt_follows_what_begins_sequences(domain: TextDomain) -> None:
+    other = replace(domain.tokenizer, begin=5)
+    assert Ask("It is", suffix=" end").layout(12, other)[0] == 5
+    assert Ask("It is", suffix=" end").layout(12, other)[-1] == other.end_id != 5
 
 
 def test_suffix_and_gaps(loaded: Loaded, domain: TextDomain) -> None:
@@ -248,6 +254,31 @@ def test_command_line(checkpoint: Path, tmp_path: Path, capfdbinary: pytest.Capt
     assert main([*base, "temperature=-1"]) == 2
     assert b"temperature=-1: expected at least 0" in capfdbinary.readouterr().err
     assert main(["generate", "domain=toy", "out=-", f"ckpt={checkpoint}"]) == 1
+
+
+def test_evaluate_reads_the_standard_input_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"1e5\nIt is\n")))
+    table = tmp_path / "table.json"
+    args = ["evaluate", "domain=text", f"ckpt={checkpoint},{checkpoint}", "steps=2", "length=24", "num=3", "prompts=-"]
+    assert main([*args, f"json={table}"]) == 0, capsys.readouterr().err
+    first, second = json.loads(table.read_text())["rows"]
+    assert first["metrics"] == second["metrics"]
+
+
+def test_interrupted_lines_are_not_continued(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(args: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xdistill.cli.generate.run", stop)
+    for keys, again in ((["out=-"], False), (["stream=true"], False), (["stream=True"], False), (["out=d"], True)):
+        assert main(["generate", "domain=text", *keys]) == 130
+        err = capsys.readouterr().err
+        assert ("continue with: xdistill generate domain=text" in err) == again
+        assert "Traceback" not in err
 
 
 def test_a_shell_pipe_that_closes_early(checkpoint: Path, tmp_path: Path) -> None:
