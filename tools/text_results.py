@@ -32,7 +32,7 @@ import torch
 from xdistill.config import compose
 from xdistill.curves import Curve, Point, gap_closed
 from xdistill.domains.text import TextDomain
-from xdistill.domains.text.teacher import SHIPPED_STUDENT, SHIPPED_TEACHER
+from xdistill.domains.text.teacher import SHIPPED_TEACHER
 from xdistill.evaluation import draw, student_sampler
 from xdistill.machine import hardware
 from xdistill.objectives.mdlm import MDLM
@@ -43,22 +43,21 @@ from xdistill.student import load_student
 RECORD, TEXT, RUNS = Path("docs/text_table.json"), Path("docs/text_table.md"), Path("runs/text_results")
 CALLS, SEEDS, FULL = (4, 8, 16, 32), (0, 1, 2), 128
 NUM, EVAL_SEED, STEP, MOST = {4: 256, 8: 512, 16: 128, 32: 128, FULL: 512}, 7, 0.08, 4
+FEWER = 2  # students of the comparison get this fraction of NUM; the teacher and the shipped students all
 SAMPLERS = ("ancestral", "spread", "entropy")
 BUDGET = {"train.steps": 150, "data.batch": 16}
-COMMON = [
-    *("domain=text", "objective.steps=8", "ema.half_life=20", "train.guard=off"),
-    *(f"{key}={value}" for key, value in BUDGET.items()),
-    *("train.max_minutes=0", "eval.report=false", "strategy.threads=1", "logger.progress=false", "resume=auto"),
-]
+ALWAYS = ["domain=text", "train.max_minutes=0", "eval.report=false", "strategy.threads=1", "logger.progress=false"]
+COMMON = ["objective.steps=8", "ema.half_life=20", "train.guard=off", *(f"{k}={v}" for k, v in BUDGET.items())]
 INDEPENDENT = ["domain.masking=independent", "sampler.method=ancestral"]
 METHODS: dict[str, list[str]] = {
-    "sdtt": ["objective=sdtt"],
-    "dcd": ["objective=dcd"],
-    "idlm": ["objective=idlm"],
-    "didi": ["objective=didi", "data.batch=4"],
-    "mmd": ["objective=mmd", "data.batch=8"],
-    "sdtt_independent": ["objective=sdtt", *INDEPENDENT],
-    "idlm_independent": ["objective=idlm", *INDEPENDENT],
+    "sdtt": ["objective=sdtt", *COMMON],
+    "dcd": ["objective=dcd", *COMMON],
+    "idlm": ["objective=idlm", *COMMON],
+    "didi": ["objective=didi", *COMMON, "data.batch=4"],
+    "mmd": ["objective=mmd", *COMMON, "data.batch=8"],
+    "sdtt_independent": ["objective=sdtt", *COMMON, *INDEPENDENT],
+    "idlm_independent": ["objective=idlm", *COMMON, *INDEPENDENT],
+    "shipped": [],  # what `xdistill fit domain=text` does; seed 0 is the student that ships
 }
 
 
@@ -73,19 +72,19 @@ def domain() -> TextDomain:
 def train(method: str, seed: int, runs: Path) -> Path:
     """The run folder of one student, trained if it is not there yet."""
     out = runs / f"{method}_s{seed}"
-    chosen = {o.partition("=")[0]: o for o in [*COMMON, *METHODS[method]]}  # a method may change the budget
-    fit(compose([*chosen.values(), f"seed={seed}", f"out={out}"]))
+    chosen = {o.partition("=")[0]: o for o in [*ALWAYS, *METHODS[method]]}  # the last of a key counts
+    fit(compose([*chosen.values(), f"seed={seed}", f"out={out}", "resume=auto"]))
     return out
 
 
-def curve(model: torch.nn.Module, calls: int, method: str, target: float | None) -> Curve:
+def curve(model: torch.nn.Module, calls: int, method: str, target: float | None, num: int) -> Curve:
     """Points at temperatures that enclose the entropy `target`; None: the one point at temperature 1."""
     objective = MDLM(domain().process)
     points: dict[float, Point] = {}
     temperature = 1.0
     while len(points) < MOST:
         sampler = student_sampler(objective, steps=calls, temperature=temperature, method=method)
-        drawn = draw(domain(), model, sampler, NUM[calls], seed=EVAL_SEED, precision="bf16")
+        drawn = draw(domain(), model, sampler, num, seed=EVAL_SEED, precision="bf16")
         points[temperature] = Point(temperature, domain().curve_rows(drawn.samples), drawn.calls, drawn.seconds)
         found = [p.x for p in points.values()]
         if target is None or min(found) <= target <= max(found):
@@ -96,9 +95,10 @@ def curve(model: torch.nn.Module, calls: int, method: str, target: float | None)
 
 def student_rows(method: str, seed: int, record: dict[str, Any], calls: Sequence[int], runs: Path) -> dict[str, Any]:
     """Rows of one student."""
-    model = load_student(SHIPPED_STUDENT if method == "shipped" else train(method, seed, runs)).model
+    model = load_student(train(method, seed, runs)).model
     order = "ancestral" if method.endswith("_independent") else "spread"
-    return {f"{method}/{seed}/{k}": row(curve(model, k, order, target(record)), record) for k in calls}
+    fewer, level = 1 if method == "shipped" else FEWER, target(record)
+    return {f"{method}/{seed}/{k}": row(curve(model, k, order, level, NUM[k] // fewer), record) for k in calls}
 
 
 def teacher_rows(record: dict[str, Any], calls: Sequence[int]) -> dict[str, Any]:
@@ -106,13 +106,13 @@ def teacher_rows(record: dict[str, Any], calls: Sequence[int]) -> dict[str, Any]
     model, rows = domain().teacher(), record["rows"]
     full, few = f"teacher: ancestral/-/{FULL}", "teacher: ancestral/-/8"
     if full not in rows:
-        rows[full] = row(curve(model, FULL, "ancestral", None), record)
+        rows[full] = row(curve(model, FULL, "ancestral", None, NUM[FULL]), record)
     if few not in rows:
-        rows[few] = row(curve(model, 8, "ancestral", target(record)), record)
+        rows[few] = row(curve(model, 8, "ancestral", target(record), NUM[8]), record)
     wanted = {f"teacher: {name}/-/{k}": (name, k) for name in SAMPLERS for k in calls}
     for key, (name, k) in wanted.items():
         if key not in rows:
-            rows[key] = row(curve(model, k, name, target(record)), record)
+            rows[key] = row(curve(model, k, name, target(record), NUM[k]), record)
     return {key: r for key, r in rows.items() if key.startswith("teacher: ")}
 
 
@@ -194,7 +194,7 @@ def settings() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=[*METHODS, "teacher", "shipped"], help="only this one")
+    parser.add_argument("--method", choices=[*METHODS, "teacher"], help="only this one")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="only this one")
     parser.add_argument("--calls", type=int, choices=CALLS, help="only this one")
     parser.add_argument("--check", action="store_true", help="train and measure again in a fresh folder and compare")
@@ -204,8 +204,8 @@ def main() -> None:
     if record["settings"] != settings():
         raise SystemExit(f"{RECORD} was made with other settings: move it away to start a new table")
     calls = CALLS if args.calls is None else [args.calls]
-    for method in [args.method] if args.method else ["teacher", *METHODS, "shipped"]:
-        seeds = SEEDS[:1] if method in ("teacher", "shipped") else SEEDS if args.seed is None else [args.seed]
+    for method in [args.method] if args.method else ["teacher", *METHODS]:
+        seeds = SEEDS[:1] if method == "teacher" else SEEDS if args.seed is None else [args.seed]
         for seed in seeds:
             if args.check:
                 runs = RUNS.with_name("text_results_check")
