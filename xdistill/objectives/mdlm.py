@@ -68,7 +68,7 @@ class MDLM(Objective):
 
     times: range of the training times. weight_floor: the weight 1 / t grows no more below this t, which cuts the
     variance of small batches; a network without time has the same optimum under any weight. sample_steps: network calls
-    of the sampler.
+    of the sampler. With masks far apart (`MaskProcess.order`) the loss trains the same posteriors, but bounds nothing.
     Oracle: on an enumerable table the optimum is the posterior, and the loss there is the entropy of the data.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_nelbo_of_a_uniform_network(domain: TextDomain) -> None:
     assert found.value == pytest.approx(expected, rel=0.05)
     assert found.n == 64
     assert found == validation_nelbo(model, domain.process, domain.packed("validation"), n=64, times=8)
+
+
+def test_nelbo_does_not_depend_on_how_students_are_masked(domain: TextDomain) -> None:
+    """Masks far apart keep known tokens near each masked one: their sum is lower, and no bound."""
+    model, packed = random_denoiser(domain), domain.packed("validation")
+    apart = replace(domain.process, order="spread")
+    assert validation_nelbo(model, apart, packed, n=8) == validation_nelbo(model, domain.process, packed, n=8)
+
 
 
 def test_as_many_tokens_are_visible_as_was_said() -> None:
