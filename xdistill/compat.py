@@ -26,6 +26,8 @@ def compatibility(cfg: DictConfig | Mapping[str, Any], domain: Domain, objective
     _process(cfg, domain, objective)
     _discriminator(cfg, domain, objective)
     _times(cfg["objective"])
+    check_steps("objective.steps", getattr(objective, "steps", 0), domain.most_steps())
+    check_steps("sampler.steps", cfg["sampler"]["steps"], domain.most_steps())
     _guidance(cfg, objective)
     _engine(cfg["strategy"])
     _derivative(cfg, objective)
@@ -61,6 +63,12 @@ def _times(section: Any) -> None:
             low, high = law.get("low", 0.0), law.get("high", 1.0)
             if not 0 <= low < high <= 1:
                 raise UsageError(f"objective.{key} has low={low} and high={high}: expected 0 <= low < high <= 1")
+
+
+def check_steps(key: str, steps: Any, most: int | None) -> None:
+    """Raise UsageError for a number of network calls larger than what can be revealed (`Domain.most_steps`)."""
+    if most is not None and isinstance(steps, int) and steps > most:
+        raise UsageError(f"{key}={steps}: {most} tokens are revealed in at most {most} calls: give at most that")
 
 
 def _guidance(cfg: Any, objective: Objective) -> None:

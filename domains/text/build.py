@@ -14,6 +14,7 @@ from xdistill.errors import XDistillError
 from xdistill.foreign import check_fit
 from xdistill.process import MaskProcess
 
+OTHER = "give a masked diffusion network, and the tokenizer it was trained with (domain.tokenizer)"
 EMBEDDING, TIME = "vocab_embed.embedding", "sigma_map.mlp.2.weight"
 
 
@@ -30,9 +31,11 @@ def build(
     said = stored.config.get("mask_index", config.vocabulary - 1 if mask_id is None else mask_id)
     mask = said if mask_id is None else mask_id
     if mask != said:
-        raise XDistillError(f"mask_id={mask}: {stored.path} says that its mask is id {said}")
+        raise XDistillError(f"mask_id={mask}: {stored.path} says that its mask is id {said}: {OTHER}")
     if not 0 <= mask < config.vocabulary:
-        raise XDistillError(f"mask_id={mask}: {stored.path} has ids 0 to {config.vocabulary - 1}")
+        raise XDistillError(
+            f"mask_id={mask}: {stored.path} has ids 0 to {config.vocabulary - 1}, no mask among them: {OTHER}"
+        )
     told = bool(stored.config.get("time_conditioning", False)) if timed is None else timed
     with torch.device("meta"):
         net = TextDiT(config)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from xdistill import rng
+from xdistill.compat import check_steps
 from xdistill.config import compose
 from xdistill.errors import UsageError
 from xdistill.models import NoCond
@@ -76,9 +77,7 @@ def options(
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(f"top_p={top_p:g}: expected a probability above 0, at most 1")
     changes = {"noise_scale": noise_scale, "temperature": temperature, "top_p": top_p, "method": method}
-    most = loaded.domain.most_steps(**request)
-    if most is not None and steps > most:
-        raise UsageError(f"steps={steps}: {most} tokens are revealed in at most {most} calls: give at most that")
+    check_steps("steps", steps, loaded.domain.most_steps(**request))
     given = {"steps": steps or None, **changes}
     given = {key: value for key, value in given.items() if value is not None}
     for key, value in given.items():
