@@ -18,7 +18,7 @@ from xdistill.domains.text.denoiser import TextDenoiser
 from xdistill.domains.text.discriminator import TokenDiscriminator
 from xdistill.domains.text.documents import Documents
 from xdistill.domains.text.measuring import TextMeasuring
-from xdistill.domains.text.packing import Packed, PackedSource
+from xdistill.domains.text.packing import MaskedSource, Packed, PackedSource
 from xdistill.domains.text.serving import TextServing
 from xdistill.domains.text.tokenizer_files import NAMES, load_tokenizer
 from xdistill.domains.text.tokenizers import TextTokenizer
@@ -130,7 +130,7 @@ class TextDomain(TextServing, TextMeasuring):
         return PackedSource(self.packed("train"), seed, batch_size)
 
     def null_data(self, batch_size: int, seed: int) -> DataSource:
-        return self.data(batch_size, seed)
+        return MaskedSource(self.context, self.process.mask_id, batch_size)
 
     def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
         """`reference` is MDLM's at as many calls as tokens; the rest are its best chances at few."""

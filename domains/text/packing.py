@@ -47,6 +47,20 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class MaskedSource:
+    """Data-free batches: sequences that are all masked."""
+
+    length: int
+    mask_id: int
+    batch_size: int
+
+    def batch(self, index: int, rank: int, world: int) -> Batch[Tokens]:
+        """The same for every draw."""
+        ids = torch.full((self.batch_size, self.length), self.mask_id)
+        return Batch(Tokens(ids, torch.ones_like(ids, dtype=torch.bool)), NoCond(), real=False)
+
+
+@dataclass(frozen=True)
 class PackedSource:
     """Batches of sequences in a new order, cut at a new offset, every epoch; draw n is a function of (seed, n)."""
 
