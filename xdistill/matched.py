@@ -50,9 +50,7 @@ def enclosing(source: Swept, rows: Callable[[Sequence[Any]], Array], x: float) -
         drawn = source.draw(setting)
 
 
-def match(
-    sources: Sequence[Swept], rows: Callable[[Sequence[Any]], Array], axes: Axes, seed: int
-) -> Matched:
+def match(sources: Sequence[Swept], rows: Callable[[Sequence[Any]], Array], axes: Axes, seed: int) -> Matched:
     """All curves, read at the x of the first source: the teacher as it is published, which is not swept."""
     teacher = sources[0]
     own = Point(teacher.setting, rows(teacher.drawn.samples), teacher.drawn.calls, teacher.drawn.seconds)

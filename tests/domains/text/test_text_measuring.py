@@ -95,7 +95,6 @@ def test_nelbo_does_not_depend_on_how_students_are_masked(domain: TextDomain) ->
     assert validation_nelbo(model, apart, packed, n=8) == validation_nelbo(model, domain.process, packed, n=8)
 
 
-
 def test_as_many_tokens_are_visible_as_was_said() -> None:
     for percent in (25, 50, 75):
         shown = visible(130, percent, rng.generator("gaps"))
