@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,13 +97,15 @@ class BD3(MDLM):
         temperature: float = 1.0,
         top_p: float = 1.0,
         method: str = "ancestral",
+        method_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tokens:
         """`steps` calls of a sampler of `samplers.mask`, shared by the blocks; rows may end before their length."""
         draw, z = TokenDraw(temperature, top_p), self.process.prior(like, generator)
         steps = steps or max(self.sample_steps, -(-like.ids.shape[1] // self.block))
         return by_blocks(
-            model, self.process, steps, z, generator, block=self.block, method=method, draw=draw, stop=self.stop
-        )
+            model, self.process, steps, z, generator, block=self.block, method=method, draw=draw, stop=self.stop,
+            options=method_options,
+        )  # fmt: skip
 
 
 @torch.no_grad()

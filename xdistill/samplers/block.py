@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -80,12 +82,14 @@ def by_blocks(
     draw: TokenDraw = PLAIN,
     stop: Stop = NEVER,
     cache: bool = True,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tokens:
     """A sequence of any length from a model of p(block | clean blocks before it), at most `steps` calls that reveal.
 
     The calls are shared evenly among the blocks, at least one each. The cache costs one call more a block but the last;
     blocks in which nothing is masked cost that call alone. `cache=False` gives the same from doubled sequences.
     Rows that stop lose the rest of their `mask`; their later ids are arbitrary. A row does not depend on the others.
+    options: of the method.
 
     Raises UsageError for a block or a number of steps that cannot be, and for an unknown method.
     """
@@ -102,7 +106,7 @@ def by_blocks(
         if bool(process.masked(part).any()):
             # The conditioning says no more than that rows must stay together: the view's memory is of all of them.
             times = grid(share(steps, number, count))
-            part = METHODS[method](view, process, times, part, memory, generator, draw=draw)
+            part = METHODS[method](view, process, times, part, memory, generator, draw=draw, **options)
             z = z.with_ids(torch.cat([z.ids[:, : place.start], part.ids, z.ids[:, place.stop :]], 1))
             z = stopped(z, place, stop)
         if not bool(z.mask[:, place.stop :].any()):

@@ -21,7 +21,9 @@ SIZES = {"hidden": 32, "blocks": 2, "heads": 2, "cond": 8, "dropout": 0.0}
 
 def random_denoiser(domain: TextDomain, seed: int = 0) -> TextDenoiser:
     """Two blocks of 32 features with weights of about the size that training leaves."""
-    net = TextDiT(TextConfig(domain.tokenizer.vocabulary, **SIZES))  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # whatever ran before
+        net = TextDiT(TextConfig(domain.tokenizer.vocabulary, **SIZES))  # type: ignore[arg-type]
     gen = generator("text student", seed)
     with torch.no_grad():
         for weight in net.parameters():
