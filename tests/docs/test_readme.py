@@ -55,14 +55,18 @@ def test_command_is_accepted(command: str) -> None:
 
 @pytest.mark.parametrize("option", re.findall(r"`((?:\w+\.?)+=[^` ]+)`", README))
 def test_option_exists(option: str) -> None:
-    """`key=value` in running text is something `fit`, or another verb, takes."""
-    pairs, taken = {"domain": "protein", **split([option])}, []
-    for verb, schema in SCHEMAS.items():
+    """`key=value` in running text is something `fit`, or another verb, takes of one of the domains."""
+    taken = []
+    for domain in ("protein", "text"):
+        pairs = {"domain": domain, **split([option])}
+        for verb, schema in SCHEMAS.items():
+            with contextlib.suppress(UsageError):
+                read(schema, pairs, domain_class(pairs).request_keys)
+                taken.append(f"{verb} {domain}")
         with contextlib.suppress(UsageError):
-            read(schema, pairs, domain_class(pairs).request_keys)
-            taken.append(verb)
-    if not taken:
-        compose(["domain=protein", option])
+            compose([f"domain={domain}", option])
+            taken.append(f"fit {domain}")
+    assert taken
 
 
 def test_everything_registered_is_mentioned() -> None:
