@@ -109,6 +109,7 @@ def teacher_rows(record: dict[str, Any], calls: Sequence[int]) -> dict[str, Any]
         rows[full] = row(curve(model, FULL, "ancestral", None, NUM[FULL]), record)
     if few not in rows:
         rows[few] = row(curve(model, 8, "ancestral", target(record), NUM[8]), record)
+    rows |= {key: row(stored(rows[key]), record) for key in (full, few)}  # now that both are there
     wanted = {f"teacher: {name}/-/{k}": (name, k) for name in SAMPLERS for k in calls}
     for key, (name, k) in wanted.items():
         if key not in rows:
