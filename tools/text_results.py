@@ -21,7 +21,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from xdistill.config import compose
-from xdistill.curves import Curve, Point, gap_closed
+from xdistill.curves import Curve, Point, gap_closed, plot
 from xdistill.domains.text import TextDomain
 from xdistill.domains.text.teacher import SHIPPED_TEACHER
 from xdistill.evaluation import draw, student_sampler
@@ -45,6 +45,13 @@ CALLS, SEEDS, FULL = (4, 8, 16, 32), (0, 1, 2), 128
 NUM, EVAL_SEED, STEP, MOST = {4: 256, 8: 512, 16: 128, 32: 128, FULL: 512}, 7, 0.08, 4
 FEWER = 2  # students of the comparison get this fraction of NUM; the teacher and the shipped kind get all
 SAMPLERS = ("ancestral", "spread", "entropy")
+PICTURE = {
+    "teacher, 128 calls": f"teacher: ancestral/-/{FULL}",
+    "teacher, 8 calls": "teacher: ancestral/-/8",
+    "teacher, 8 calls, masks far apart": "teacher: spread/-/8",
+    "student, 8 calls": "idlm/0/8",
+    "student, 4 calls": "idlm/0/4",
+}
 BUDGET = {"train.steps": 150, "data.batch": 16}
 ALWAYS = ["domain=text", "train.max_minutes=0", "eval.report=false", "strategy.threads=1", "logger.progress=false"]
 COMMON = ["objective.steps=8", "ema.half_life=20", "train.guard=off", *(f"{k}={v}" for k, v in BUDGET.items())]
@@ -180,11 +187,14 @@ def _cell(found: list[dict[str, float]]) -> str:
 
 
 def save(record: dict[str, Any]) -> None:
-    """The record, atomically, and its table."""
+    """The record, atomically, its table, and its picture."""
     part = RECORD.with_suffix(".part")
     part.write_text(json.dumps(record) + "\n")
     part.rename(RECORD)
     TEXT.write_text(text(record))
+    axes, shown = domain().curve_axes, {name: key for name, key in PICTURE.items() if key in record["rows"]}
+    curves = [replace(stored(record["rows"][key]), name=name) for name, key in shown.items()]
+    plot(curves, axes, {"the teacher's entropy": target(record)}, TEXT.with_name("text_curves.png"))
 
 
 def settings() -> dict[str, Any]:

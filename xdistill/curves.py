@@ -197,7 +197,10 @@ def draw_curves(
                 ax.annotate(f"{p.setting:g}", place, (3, 3), textcoords="offset points", fontsize=6)
     for name, x in targets.items():
         ax.axvline(x, color="black", ls=":", lw=0.8)
-        ax.annotate(name, (x, 1), (2, -8), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7)
+        ax.annotate(
+            name, (x, 0), (2, 3), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7,
+            rotation=90, va="bottom",
+        )  # fmt: skip
     ax.set_xlabel(axes.x)
     ax.set_ylabel(axes.y)
     ax.legend(fontsize=7, frameon=False)
