@@ -9,6 +9,7 @@ import pytest
 
 from xdistill import registry
 from xdistill.domains.protein.teacher import SHIPPED_TEACHER
+from xdistill.process import GaussianProcess
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -33,7 +34,8 @@ def test_baselines_and_objectives() -> None:
     assert {name for name in rows if name.startswith("teacher: ")} >= {"teacher: ode", "teacher: clamped SDE"}
     assert "teacher: reference/-/400" in RECORD["rows"]
     used = {option.split("=")[1] for chosen in protein_results.METHODS.values() for option in chosen[:1]}
-    assert used == set(registry.names("objectives")) - {"flow_matching"}
+    known = {name: registry.load("objectives", name).needs.process for name in registry.names("objectives")}
+    assert used == {name for name, process in known.items() if process is GaussianProcess} - {"flow_matching"}
 
 
 def test_every_number_has_an_interval() -> None:
