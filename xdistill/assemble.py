@@ -27,10 +27,15 @@ def build_networks(cfg: DictConfig | Mapping[str, Any], domain: Domain, objectiv
     """Networks by role. Clones of the teacher are made after its weights are loaded."""
     roles = {spec.name for spec in objective.roles}
     init = plain(cfg["student"]).get("init", "teacher")
-    if "teacher" not in roles:
-        return {"student": domain.network() if init == "teacher" else load_student(Path(init)).model}
-    teacher = domain.teacher()
-    networks = {"student": domain.student(teacher) if init == "teacher" else load_student(Path(init)).model}
+    fresh = init == "fresh" or (init == "teacher" and not (roles & {"teacher"} or objective.needs.flow_map))
+    teacher = domain.teacher() if "teacher" in roles or (init == "teacher" and not fresh) else None
+    if fresh:
+        student = domain.network()
+    else:
+        student = domain.student(teacher) if init == "teacher" and teacher else load_student(Path(init)).model
+    networks = {"student": domain.flow_map(student) if objective.needs.flow_map else student}
+    if "teacher" not in roles or teacher is None:
+        return networks
     networks |= {role: clone(networks["student"]) for role in objective.promoted}
     if "critic" in roles:
         networks["critic"] = domain.critic(teacher)

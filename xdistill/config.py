@@ -127,7 +127,7 @@ class FitConfig:
     start), or previous (from the one before, when the newest is damaged).
 
     precision: of the networks, fp32 or bf16.
-    teacher.weights: `shipped`, or a path to weights or an official checkpoint. student.init: `teacher`, or a path.
+    teacher.weights: `shipped`, or a path to weights or an official checkpoint. student.init: `teacher`, `fresh` weights, or a path.
     """
 
     domain: dict[str, Any]

@@ -114,6 +114,13 @@ class Domain(ABC):
         """A trainable copy of the teacher; called after the teacher's weights are loaded."""
         return clone(teacher)
 
+    def flow_map(self, network: nn.Module) -> nn.Module:
+        """`network` with a second time input (`FlowMapModel`), as it is where it has one.
+
+        The new input's effect is zero until it is trained: average and instantaneous velocity start equal.
+        """
+        raise UsageError(f"domain '{self.name}' has no networks with a second time input: choose another objective")
+
     def critic(self, teacher: nn.Module) -> nn.Module:
         """The fake score: a trainable copy of the teacher."""
         return clone(teacher)

@@ -47,10 +47,20 @@ class FlowModel(Protocol):
     def __call__(self, x_t: Field, t: Tensor, cond: Cond) -> Field: ...
 
 
+@runtime_checkable
 class FlowMapModel(Protocol):
-    """Average velocity between t and r <= t."""
+    """A flow model with a second time input: the end r [B] <= t of a jump (SplitMeanFlow, MeanFlow 2505.13447).
 
-    def __call__(self, x_t: Field, t: Tensor, r: Tensor, cond: Cond) -> Field: ...
+    A call with `r` predicts, in `kind`, the average over the jump; without it, or with r = t, what a FlowModel predicts
+    at t. flow_map: whether `r` is taken. time_scale: what the network multiplies t with before its sinusoids; its time
+    derivative grows with it, and finite differences need steps below 1 / time_scale.
+    """
+
+    kind: Kind
+    flow_map: bool
+    time_scale: float
+
+    def __call__(self, x_t: Field, t: Tensor, cond: Cond, *, r: Tensor | None = None) -> Field: ...
 
 
 class TokenModel(Protocol):
@@ -107,3 +117,13 @@ def denoise(model: FlowModel, process: GaussianProcess, x_t: Field, t: Tensor, c
 def velocity(model: FlowModel, process: GaussianProcess, x_t: Field, t: Tensor, cond: Cond) -> Field:
     """The probability-flow velocity dx_t/dt of any flow model, masked and gauge-free."""
     return process.convert(model(x_t, t, cond), model.kind, Kind.VELOCITY, x_t, t).project()
+
+
+def average_velocity(
+    model: FlowMapModel, process: GaussianProcess, x_t: Field, t: Tensor, r: Tensor, cond: Cond
+) -> Field:
+    """u(x_t, t, r), so that x_r = x_t - (t - r) u, on the linear path; masked and gauge-free.
+
+    The change of prediction at (x_t, t) is affine with weights that do not depend on x_t, so it holds for averages too.
+    """
+    return process.convert(model(x_t, t, cond, r=r), model.kind, Kind.VELOCITY, x_t, t).project()

@@ -73,10 +73,10 @@ class RoleView:
             raise RoleError(f"'{role}' still requires gradients outside its phase: run inside phase_grads()")
         return Called(self._cast(module), module)
 
-    def frozen(self, role: str) -> Any:
-        """The raw network under no_grad."""
+    def frozen(self, role: str, *, exact: bool = False) -> Any:
+        """The raw network under no_grad; `exact` without autocast, for derivatives."""
         module = self._module(role)
-        call = self._cast(module)
+        call = module if exact else self._cast(module)
 
         def no_grad_call(*args: Any, **kwargs: Any) -> Any:
             with torch.no_grad():

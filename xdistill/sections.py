@@ -11,7 +11,7 @@ from xdistill import registry
 from xdistill.domain import Domain
 from xdistill.guidance import scales
 from xdistill.objectives import Objective
-from xdistill.times import anchors, time_law
+from xdistill.times import anchors, lam_law, time_law
 
 
 def plain(section: Any) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def build_objective(cfg: DictConfig | Mapping[str, Any], domain: Domain) -> Obje
         ("critic_time", time_law),
         ("student_time", time_law),
         ("time_law", time_law),
+        ("lam", lam_law),
     ):
         if isinstance(options.get(key), dict):
             section = dict(options[key])

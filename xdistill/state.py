@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -89,14 +89,17 @@ class Padded:
     padded_mean: centre states by the padded length instead of the valid one, and leave the mean in clean
         estimates. This reproduces a flaw of the published SiD-for-Proteina code (spec protein 2.3) and exists
         for its fixtures only; with it `project` is not idempotent and padding changes results.
+    scored: [B, N] bool, the elements that sums, means and norms count (the masked span of an infilling loss); None is
+        all real ones. It must lie inside `mask`.
     """
 
     mask: Tensor
     zero_com: bool = False
     padded_mean: bool = False
+    scored: Tensor | None = None
 
     @classmethod
-    def from_lengths(cls, lengths: Sequence[int] | Tensor, width: int | None = None, **kw: bool) -> Padded:
+    def from_lengths(cls, lengths: Sequence[int] | Tensor, width: int | None = None, **kw: Any) -> Padded:
         """Layout of samples of the given lengths, padded to `width` (default: the longest)."""
         n = torch.as_tensor(lengths)
         return cls(torch.arange(width or int(n.max()))[None] < n[:, None], **kw)
@@ -110,14 +113,19 @@ class Padded:
         """Valid elements of each sample, [B] int64."""
         return self.mask.sum(1)
 
+    @property
+    def counted(self) -> Tensor:
+        """[B, N] bool: the elements that sums and means are over."""
+        return self.mask if self.scored is None else self.scored
+
     def dims(self, value: Tensor) -> Tensor:
-        return self.lengths * value.shape[-1]
+        return self.elements(value) * value.shape[-1]
 
     def elements(self, value: Tensor) -> Tensor:
-        return self.lengths
+        return self.counted.sum(1)
 
     def sum(self, value: Tensor) -> Tensor:
-        return _wide(value).masked_fill(~self.mask[..., None], 0).sum((1, 2))
+        return _wide(value).masked_fill(~self.counted[..., None], 0).sum((1, 2))
 
     def expand(self, per_sample: Tensor, value: Tensor) -> Tensor:
         return per_sample[:, None, None]
@@ -150,7 +158,8 @@ class Padded:
         return self._centre(noise, self.lengths)
 
     def to(self, device: torch.device | str) -> Padded:
-        return replace(self, mask=self.mask.to(device))
+        scored = None if self.scored is None else self.scored.to(device)
+        return replace(self, mask=self.mask.to(device), scored=scored)
 
 
 @dataclass(frozen=True)

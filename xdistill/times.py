@@ -106,6 +106,24 @@ class LogGrid:
         return (10.0 ** (-self.decades * k.double() / self.steps)).clamp(self.low, self.high)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Jumps t >= r: two draws of `law`, sorted; a share `whole` of them is the whole way, t = 1 and r = 0.
+
+    MeanFlow sorts two logit-normals (2505.13447); for SplitMeanFlow uniforms with 15 % of whole jumps (speech spec 2.3).
+    """
+
+    law: TimeLaw
+    whole: float = 0.0
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(t [n], r [n]) float64."""
+        a, b = self.law.sample(n, generator), self.law.sample(n, generator)
+        whole = rng.rand(n, generator) < self.whole
+        t, r = torch.maximum(a, b), torch.minimum(a, b)
+        return torch.where(whole, 1.0, t), torch.where(whole, 0.0, r)
+
+
 class Anchors(Protocol):
     """Times of the network calls of a K-step student, from noisy to clean."""
 
@@ -145,6 +163,58 @@ def shared(t: Tensor | float, n: int, device: torch.device | str = "cpu") -> Ten
     return torch.as_tensor(t, dtype=torch.float64).expand(n).to(device)
 
 
+class LamLaw(Protocol):
+    """Where an interval is split, as the share lam of it that the first leg takes; 0 is the limit (a derivative)."""
+
+    def at(self, macro_step: int) -> float | None:
+        """The share at `macro_step`, the same for all samples; None: each draws its own, uniformly."""
+
+
+@dataclass(frozen=True)
+class ConstantLam:
+    """value: 0 is MeanFlow, 1/2 a shortcut model, 1 flow matching along the leg."""
+
+    value: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise UsageError(f"objective.lam.value={self.value}: expected 0 to 1")
+
+    def at(self, macro_step: int) -> float | None:
+        return self.value
+
+
+@dataclass(frozen=True)
+class UniformLam:
+    """Uniform on (0, 1) for each sample (SplitMeanFlow)."""
+
+    def at(self, macro_step: int) -> float | None:
+        return None
+
+
+@dataclass(frozen=True)
+class SigmoidLam:
+    """alpha-Flow's curriculum from 1 to 0 between macro-steps `start` and `end`, 0 and 1 within `clamp` of them.
+
+    lam = sigmoid(temperature (1/2 - progress)).
+    """
+
+    start: int = 0
+    end: int = 1000
+    temperature: float = 25.0
+    clamp: float = 5e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise UsageError(f"objective.lam has start={self.start}, end={self.end}: expected 0 <= start < end")
+
+    def at(self, macro_step: int) -> float | None:
+        progress = (macro_step - self.start) / (self.end - self.start)
+        lam = 1 / (1 + math.exp(-self.temperature * (0.5 - min(max(progress, 0.0), 1.0))))
+        return 0.0 if lam < self.clamp else 1.0 if lam > 1 - self.clamp else lam
+
+
+_LAMS = {"constant": ConstantLam, "uniform": UniformLam, "sigmoid": SigmoidLam}
 _LAWS = {
     "uniform": Uniform,
     "logit_normal": LogitNormal,
@@ -158,6 +228,11 @@ _ANCHORS = {"linear": LinearAnchors, "log": LogAnchors}
 def time_law(name: str, **options: float) -> TimeLaw:
     """A time law by its configuration name."""
     return _named(_LAWS, "time law", name, options)
+
+
+def lam_law(name: str, **options: float) -> LamLaw:
+    """A law of interval splits by its configuration name."""
+    return _named(_LAMS, "lam law", name, options)
 
 
 def anchors(name: str, **options: float) -> Anchors:

@@ -119,6 +119,13 @@ class ToyDomain(Domain):
             return clone(teacher)
         return load_weights(self.network(), ASSET) if self._asset_fits() else self.network()
 
+    def flow_map(self, network: nn.Module) -> nn.Module:
+        if not isinstance(network, PointNet) or network.flow_map:
+            return network
+        grown = PointNet(self.process, kind=network.kind, **network.sizes, flow_map=True)
+        grown.load_state_dict({**grown.state_dict(), **network.state_dict()})
+        return grown
+
     def critic(self, teacher: nn.Module) -> nn.Module:
         return self.student(teacher)
 

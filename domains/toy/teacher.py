@@ -122,9 +122,11 @@ class PointNet(nn.Module):
     Inside, the state is put on the circle: with phi = atan2(sigma, alpha), x' = x_t / sqrt(alpha^2 + sigma^2) lies on
     the trigonometric path (objectives spec 0.3), where the trunk predicts F = cos(phi) e - sin(phi) x0. Then
     x0 = cos x' - sin F and e = sin x' + cos F, and `kind` is a fixed mix of both.
+    flow_map: with a second time input, the length t - r of a jump, whose effect starts at zero.
     """
 
     FREQUENCIES = 6
+    time_scale = 1.0
 
     def __init__(
         self,
@@ -135,21 +137,28 @@ class PointNet(nn.Module):
         width: int = 64,
         depth: int = 3,
         modes: int = 8,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
-        self.process, self.kind, self.feature_dim = process, kind, width * depth
+        self.process, self.kind, self.feature_dim, self.flow_map = process, kind, width * depth, flow_map
         self.sizes = {"dim": dim, "width": width, "depth": depth, "modes": modes}
         self.inputs = nn.Linear(dim, width)
         self.time = nn.Linear(2 * self.FREQUENCIES, width)
         self.label = nn.Embedding(modes + 1, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.output = nn.Linear(width, dim)
+        if flow_map:
+            self.sizes |= {"flow_map": True}
+            self.jump = nn.Linear(2 * self.FREQUENCIES, width)
+            nn.init.zeros_(self.jump.weight)
+            nn.init.zeros_(self.jump.bias)
 
-    def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Field:
+    def forward(self, x_t: Field, t: Tensor, cond: Cond, *, r: Tensor | None = None) -> Field:
         c = self.process.coeffs(t)
         phi = torch.atan2(c.sigma, c.alpha)
         x = x_t.scale(torch.rsqrt(c.alpha**2 + c.sigma**2)).project()
-        trunk = Field(self.output(self._hidden(x, phi, cond)[-1]).to(x.value), x_t.layout)
+        jump = torch.zeros_like(t) if r is None else t - r
+        trunk = Field(self.output(self._hidden(x, phi, cond, jump)[-1]).to(x.value), x_t.layout)
         u, w = c.basis(self.kind)
         return lerp([(u * phi.cos() + w * phi.sin(), x), (w * phi.cos() - u * phi.sin(), trunk)]).project()
 
@@ -160,16 +169,21 @@ class PointNet(nn.Module):
         hidden = self._hidden(x, torch.atan2(c.sigma, c.alpha), cond)
         return torch.cat([pool(h, x_t.layout) for h in hidden], 1)
 
-    def _hidden(self, x: Field, phi: Tensor, cond: Cond) -> list[Tensor]:
+    def _hidden(self, x: Field, phi: Tensor, cond: Cond, jump: Tensor | None = None) -> list[Tensor]:
         dtype = self.inputs.weight.dtype
-        angle = phi[:, None] * torch.arange(1, self.FREQUENCIES + 1, device=phi.device)
         ids = labels(cond, x.batch, x.value.device) % self.label.num_embeddings  # -1 is the last row
-        emb = self.time(torch.cat([angle.cos(), angle.sin()], 1).to(dtype)) + self.label(ids)
+        emb = self.time(self._waves(phi).to(dtype)) + self.label(ids)
+        if self.flow_map and jump is not None:
+            emb = emb + self.jump(self._waves(jump).to(dtype))
         h, out = self.inputs(x.value.to(dtype)), []
         for block in self.blocks:
             h = block(h, spread(emb, x.layout), x.layout)
             out.append(h)
         return out
+
+    def _waves(self, angle: Tensor) -> Tensor:
+        angle = angle[:, None] * torch.arange(1, self.FREQUENCIES + 1, device=angle.device)
+        return torch.cat([angle.cos(), angle.sin()], 1)
 
 
 def circle(modes: int, radius: float, dim: int = 2) -> Tensor:

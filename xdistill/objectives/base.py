@@ -28,11 +28,15 @@ LINEAR = LinearAnchors()
 
 @dataclass(frozen=True)
 class Phase:
-    """One kind of update inside a macro-step: `owner` is trained, `repeat` times, each on fresh draws."""
+    """One kind of update inside a macro-step: `owner` is trained, `repeat` times, each on fresh draws.
+
+    macro_step: the one it belongs to, for curricula.
+    """
 
     name: str
     owner: str
     repeat: int = 1
+    macro_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class LossOut:
 class Needs:
     """What an objective asks of a run; checked once, before it starts.
 
-    blocks: networks that take the conditioning of `xdistill.blocks`.
+    blocks: networks that take the conditioning of `xdistill.blocks`. flow_map: a student with a second time input.
     """
 
     data: bool = False
@@ -55,6 +59,7 @@ class Needs:
     derivative: bool = False
     features: bool = False
     blocks: bool = False
+    flow_map: bool = False
 
 
 @dataclass(frozen=True)

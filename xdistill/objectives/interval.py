@@ -1,0 +1,157 @@
+"""Interval consistency: MeanFlow, SplitMeanFlow, shortcut models and alpha-Flow are one objective with other options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from xdistill import rng
+from xdistill.derivatives import BACKENDS, safe_step, total_derivative
+from xdistill.errors import UsageError
+from xdistill.models import Cond, average_velocity
+from xdistill.objectives.base import Needs, Phase
+from xdistill.objectives.flow_map import Average, Draws, FlowMap, pick
+from xdistill.process.schedules import Linear
+from xdistill.roles import RoleSpec, RoleView
+from xdistill.samplers.flow_map import jump
+from xdistill.state import Field, lerp
+from xdistill.times import ConstantLam, LamLaw, UniformLam
+
+
+def split_target(u: Average, leg: Field, x_t: Field, t: Tensor, r: Tensor, lam: Tensor) -> Field:
+    """lam leg + (1 - lam) u(x_s, s, r) with s = t - lam (t - r) and x_s = x_t - (t - s) leg.
+
+    Averages over [s, t] and [r, s] add up to that over [r, t] (SplitMeanFlow 2507.16884, eq. 11); `leg` is the velocity
+    of the first part, an average of it or an instantaneous one (alpha-Flow 2510.20771).
+    """
+    s = t - lam * (t - r)
+    x_s = jump(x_t, leg, t, s)
+    return lerp([(lam, leg), (1 - lam, u(x_s, s, r))])
+
+
+def meanflow_target(
+    u: Average, v: Field, x_t: Field, t: Tensor, r: Tensor, *, backend: str = "func", step: float = 5e-3
+) -> Field:
+    """v - (t - r) du/dt, the total derivative along the flow, tangent (v, 1, 0) of (x_t, t, r) (2505.13447, eq. 10)."""
+    slope = flow_derivative(u, v, x_t, t, r, backend=backend, step=step)
+    return v - slope.scale(t - r)
+
+
+def flow_derivative(
+    u: Average, v: Field, x_t: Field, t: Tensor, r: Tensor, *, backend: str = "func", step: float = 5e-3
+) -> Field:
+    """du/dt along (v, 1, 0), without a graph; `u` must be free of autocast."""
+
+    def f(value: Tensor, time: Tensor) -> Tensor:
+        return u(Field(value, x_t.layout), time, r).value
+
+    tangents = (v.project().value.to(x_t.value), torch.ones_like(t))
+    slope = total_derivative(f, (x_t.value, t), tangents, backend=backend, step=step)[1]
+    return Field(slope, x_t.layout).project()
+
+
+@dataclass(eq=False, kw_only=True)
+class Interval(FlowMap):
+    """Regress u(x_t, t, r) on two legs of the way, the second told by the student itself, without a gradient.
+
+    velocity: what rows with r = t regress on: `teacher` (guided as configured; its guidance is distilled in) or `data`
+    (e - x0). leg: the first leg goes along that `velocity`, or along the student's own average (`self`). lam: the share
+    of the first leg: `uniform`, `constant` (value) or `sigmoid`, a curriculum from 1 to 0 (start, end, temperature,
+    clamp). At 0 the target is MeanFlow's derivative. derivative: `func`, exact in float32, or `finite_difference` of
+    `difference_step` in time, 0 chooses one by the network's time scale.
+    omega, kappa: guidance inside the target of velocity=data: omega v + (1 - omega - kappa) u_null + kappa u, whose
+    scale is omega / (1 - kappa); omega 1 and kappa 0 are none. guided_times: where it acts; a micro-batch without
+    condition (`drop`) is not guided. Options of every flow map: see FlowMap.
+
+    | | velocity | leg | lam | instant |
+    |---|---|---|---|---|
+    | MeanFlow (2505.13447) | data | velocity | 0 | 0.75 |
+    | MeanFlow distillation | teacher | velocity | 0 | 0.75 |
+    | SplitMeanFlow (2507.16884) | teacher | self | uniform | 0.5 |
+    | shortcut (2410.12557) | teacher | self | 1/2 | 0.5 |
+    | alpha-Flow (2510.20771) | data | velocity | sigmoid | 0.25 |
+
+    Differences from the papers: errors are means over a sample's valid elements (sums of MeanFlow's images grow with
+    length); rows with r = t are a share of each batch, rounded at random.
+    Oracle: on Gaussian data every target is that of the exact flow map at the flow map itself.
+    """
+
+    needs = Needs(data=True, process=Linear, derivative=True, flow_map=True)
+
+    velocity: str = "teacher"
+    leg: str = "self"
+    lam: LamLaw = field(default_factory=UniformLam)
+    derivative: str = "func"
+    difference_step: float = 0.0
+    omega: float = 1.0
+    kappa: float = 0.0
+    guided_times: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.velocity not in ("teacher", "data") or self.leg not in ("velocity", "self"):
+            raise UsageError(
+                f"velocity={self.velocity}, leg={self.leg}: velocity is teacher or data, leg is velocity or self"
+            )
+        if self.derivative not in BACKENDS:
+            raise UsageError(f"unknown objective.derivative '{self.derivative}': choose {' or '.join(BACKENDS)}")
+        if self.guides_itself and (self.velocity != "data" or self.kappa >= 1):
+            raise UsageError("omega and kappa guide the target of velocity=data, with kappa below 1: see guidance=cfg")
+        if not self.differentiates:
+            # Without a derivative nothing in a run may ask for one (ZeRO-3 forbids it).
+            self.needs = Needs(data=True, process=Linear, flow_map=True)
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether lam reaches 0, where the target is a derivative."""
+        return not isinstance(self.lam, UniformLam) and not (isinstance(self.lam, ConstantLam) and self.lam.value > 0)
+
+    @property
+    def guides_itself(self) -> bool:
+        """Whether the target of data is guided by the student's own null branch."""
+        return (self.omega, self.kappa) != (1.0, 0.0)
+
+    @property
+    def roles(self) -> tuple[RoleSpec, ...]:
+        return super().roles if self.velocity == "teacher" else (RoleSpec("student"),)
+
+    def draw_lam(self, n: int, phase: Phase, generator: torch.Generator) -> Tensor:
+        value = self.lam.at(phase.macro_step)
+        if value is None:
+            return rng.rand(n, generator)
+        return torch.full((n,), value, dtype=torch.float64, device=generator.device)
+
+    def target(self, draws: Draws, x_t: Field, v: Field, cond: Cond, net: RoleView) -> Field:
+        t, r, lam, u = draws.t, draws.r, draws.lam, self.student(net, cond)
+        v = self.instantaneous(draws, x_t, v, cond, net)
+        if bool(draws.instant.all()):
+            return v
+        if bool((lam == 0).all()):
+            model = net.frozen("student", exact=True)
+            step = self.difference_step or safe_step(getattr(model, "time_scale", 1.0))
+            exact: Average = lambda x, t, r: average_velocity(model, self.process, x, t, r, cond)  # noqa: E731
+            jumped = meanflow_target(exact, v, x_t, t, r, backend=self.derivative, step=step)
+        else:
+            leg = v if self.leg == "velocity" else u(x_t, t, t - lam * (t - r))
+            jumped = split_target(u, leg, x_t, t, r, lam)
+        return pick(draws.instant, v, jumped)
+
+    def instantaneous(self, draws: Draws, x_t: Field, v: Field, cond: Cond, net: RoleView) -> Field:
+        """The velocity at (x_t, t) that instants regress on and legs go along."""
+        if self.velocity == "teacher":
+            return self.teacher(net, cond)(x_t, draws.t)
+        if not self.guides_itself or draws.dropped:
+            return v
+        own, null = (self.student(net, c)(x_t, draws.t, draws.t) for c in (cond, cond.drop()))
+        return guided_pair(v, own, null, draws.t, self.omega, self.kappa, self.guided_times)
+
+
+def guided_pair(
+    v: Field, own: Field, null: Field, t: Tensor, omega: float, kappa: float, times: tuple[float, float]
+) -> Field:
+    """omega v + (1 - omega - kappa) null + kappa own where t is inside `times`, v elsewhere (2505.13447, eq. 19)."""
+    one, inside = torch.ones_like(t), (t >= times[0]) & (t <= times[1])
+    mixed = lerp([(one * omega, v), (one * (1 - omega - kappa), null), (one * kappa, own)])
+    return pick(inside, mixed, v)
