@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,28 @@ from xdistill.domains.speech.network.tables import Table, time_frequencies
 _FREQUENCIES = 128  # of the time features
 _KERNEL = 31  # of the convolutional position embedding
 _EPS = 1e-6
+_HIDDEN = 1e4  # taken from a score, exp gives zero
 
-#: cos and sin [N, dim_head / 2] of the frame positions.
-Rotary = tuple[Tensor, Tensor]
+
+class Padding(NamedTuple):
+    """What layers need of a mask: keep [B, N, 1], 0 at padding; bias [B, 1, 1, N], added to the scores of keys."""
+
+    keep: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, dtype: torch.dtype) -> Padding:
+        """From [B, N] bool, True = real frame."""
+        keep = mask.to(dtype)
+        return cls(keep[..., None], ((keep - 1) * _HIDDEN)[:, None, None, :])
+
+    def zero(self, x: Tensor) -> Tensor:
+        """x [B, N, C] without its padding, in the dtype of x."""
+        return x * self.keep.to(x.dtype)
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of `scale` times a scalar, sines first, then a two-layer MLP; never in reduced precision by autocast."""
+    """Sinusoids of `scale` times a scalar, sines first, then a two-layer MLP; autocast never reduces its precision."""
 
     def __init__(self, dim: int, scale: float, *, zero: bool = False) -> None:
         super().__init__()
@@ -48,16 +64,14 @@ class ConvPosition(nn.Module):
         conv = [nn.Conv1d(dim, dim, _KERNEL, padding=_KERNEL // 2, groups=CONV_GROUPS) for _ in range(2)]
         self.conv1d = nn.Sequential(conv[0], nn.Mish(), conv[1], nn.Mish())
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, N, C], mask [B, N]."""
-        keep = None if mask is None else mask[:, None, :]
-        x = x.transpose(1, 2)
-        x = x if keep is None else x.masked_fill(~keep, 0)
-        for layer in self.conv1d:
-            x = layer(x)
-            if keep is not None and isinstance(layer, nn.Conv1d):
-                x = x.masked_fill(~keep, 0)
-        return x.transpose(1, 2)
+    def forward(self, x: Tensor, padding: Padding | None) -> Tensor:
+        """x [B, N, C]."""
+        x = x if padding is None else padding.zero(x)
+        for conv in (self.conv1d[0], self.conv1d[2]):
+            x = conv(x.transpose(1, 2)).transpose(1, 2)
+            x = x if padding is None else padding.zero(x)
+            x = F.mish(x.contiguous())  # its backward pass is slow where strides differ
+        return x
 
 
 class InputEmbedding(nn.Module):
@@ -68,9 +82,9 @@ class InputEmbedding(nn.Module):
         self.proj = nn.Linear(2 * config.mel_dim + config.text_dim, config.dim)
         self.conv_pos_embed = ConvPosition(config.dim)
 
-    def forward(self, z: Tensor, cond_mel: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, z: Tensor, cond_mel: Tensor, text: Tensor, padding: Padding | None) -> Tensor:
         x = self.proj(torch.cat([z, cond_mel.to(z), text.to(z)], -1))
-        return x + self.conv_pos_embed(x, mask)
+        return x + self.conv_pos_embed(x, padding)
 
 
 class RotaryTable(nn.Module):
@@ -82,36 +96,30 @@ class RotaryTable(nn.Module):
         super().__init__()
         self.register_buffer("inv_freq", 1.0 / 10_000.0 ** (torch.arange(0, dim_head, 2).float() / dim_head))
 
-    def forward(self, length: int) -> Rotary:
-        """cos, sin [length, dim_head / 2], float32 or wider."""
+    def forward(self, length: int) -> Tensor:
+        """Unit complex numbers [length, 1, dim_head / 2], of float32 parts or wider."""
         inv_freq = self.inv_freq if self.inv_freq.dtype == torch.float64 else self.inv_freq.float()
         angle = torch.arange(length, device=inv_freq.device).to(inv_freq)[:, None] * inv_freq
-        return angle.cos(), angle.sin()
+        return torch.polar(torch.ones_like(angle), angle)[:, None]
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn the interleaved pairs of x [..., N, D], and return them as halves.
-
-    Queries and keys are reordered alike, so their products are those of interleaved output.
-    """
-    cos, sin = (part.to(x.dtype) for part in rotary)
-    a, b = x[..., 0::2], x[..., 1::2]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn the interleaved pairs of x [..., N, heads, D], in float32 or wider."""
+    pairs = (x if x.dtype == torch.float64 else x.float()).unflatten(-1, (-1, 2))
+    return torch.view_as_real(torch.view_as_complex(pairs) * rotary).flatten(-2).to(x.dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of [B, heads, N, d]; keep [B, N] bool marks the keys to attend to.
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v of [B, heads, N, d].
 
     torch's fused kernels, but for plain products under forward-mode AD, which those lack, and for training on a
     CPU, where their backward pass is the slower one at a few hundred frames.
     """
-    mask = None if keep is None else keep[:, None, None, :]
     plain = q.requires_grad if q.device.type == "cpu" else False
     if not plain and (torch.compiler.is_compiling() or forward_ad.unpack_dual(q).tangent is None):
-        return F.scaled_dot_product_attention(q, k, v, mask)
+        return F.scaled_dot_product_attention(q, k, v, bias)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1) @ v
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
 class Attention(nn.Module):
@@ -128,20 +136,19 @@ class Attention(nn.Module):
         self.has_norm = config.qk_norm is not None
         self.to_out = nn.Sequential(nn.Linear(inner, config.dim), nn.Dropout(config.dropout))
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, padding: Padding | None) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (self.heads, self.dim_head)) for f in (self.to_q, self.to_k, self.to_v))
         if self.has_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        q, k = self._rotate(q, rotary), self._rotate(k, rotary)
-        out = attention(q, k, v.to(q.dtype), mask if self.hide_padding else None)
-        out = self.to_out(out.transpose(1, 2).flatten(2))
-        return out if mask is None else out.masked_fill(~mask[..., None], 0)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        q, k, v = (part.transpose(1, 2) for part in (self._rotate(q, rotary), self._rotate(k, rotary), v))
+        bias = padding.bias.to(q.dtype) if padding is not None and self.hide_padding else None
+        out = self.to_out(attention(q, k, v, bias).transpose(1, 2).flatten(2))
+        return out if padding is None else padding.zero(out)
 
-    def _rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+    def _rotate(self, x: Tensor, rotary: Tensor) -> Tensor:
         if self.rotated is None:
             return rotate(x, rotary)
-        return torch.cat([rotate(x[:, : self.rotated], rotary), x[:, self.rotated :]], 1)
+        return torch.cat([rotate(x[:, :, : self.rotated], rotary), x[:, :, self.rotated :]], 2)
 
 
 class FeedForward(nn.Module):
@@ -183,10 +190,10 @@ class DiTBlock(nn.Module):
         self.attn = Attention(config)
         self.ff = FeedForward(config.dim, config.ff_mult, config.dropout)
 
-    def forward(self, x: Tensor, c: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
-        """x [B, N, d]; c [B, d] is the activated time embedding; mask [B, N]."""
+    def forward(self, x: Tensor, c: Tensor, rotary: Tensor, padding: Padding | None) -> Tensor:
+        """x [B, N, d]; c [B, d] is the activated time embedding."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.attn_norm(c)
-        x = torch.addcmul(x, gate1, self.attn(modulate(x, scale1, shift1), rotary, mask))
+        x = torch.addcmul(x, gate1, self.attn(modulate(x, scale1, shift1), rotary, padding))
         return torch.addcmul(x, gate2, self.ff(modulate(x, scale2, shift2)))
 
 

@@ -11,7 +11,7 @@ from xdistill.domains.speech.network.blocks import (
     DiTBlock,
     InputEmbedding,
     Modulation,
-    Rotary,
+    Padding,
     RotaryTable,
     TimeEmbedding,
     modulate,
@@ -61,7 +61,7 @@ class F5Net(nn.Module):
         *,
         interval: Tensor | None = None,
         omega: Tensor | None = None,
-        rotary: Rotary | None = None,
+        rotary: Tensor | None = None,
     ) -> Tensor:
         """V = dz/ds [B, N, mel_dim]; at an interval, the average velocity from s to s + interval.
 
@@ -75,8 +75,9 @@ class F5Net(nn.Module):
         Raises UsageError for an input that the configuration does not have.
         """
         c = F.silu(self.condition(s.expand(len(z)), interval, omega))
-        x = self.input_embed(z, cond_mel, text_embed, mask)
-        x = self.blocks(x, c, rotary or self.rotary(z.shape[1]), mask)
+        padding = None if mask is None else Padding.of(mask, self.proj_out.weight.dtype)
+        x = self.input_embed(z, cond_mel, text_embed, padding)
+        x = self.blocks(x, c, self.rotary(z.shape[1]) if rotary is None else rotary, padding)
         scale, shift = self.norm_out(c)
         return self.proj_out(modulate(x, scale, shift))
 
@@ -86,8 +87,8 @@ class F5Net(nn.Module):
         """Text features [B, N, text_dim], the same at all times: see `TextEmbedding.forward`."""
         return self.text_embed(ids, length, drop, frames)
 
-    def rotary(self, length: int) -> Rotary:
-        """Tables of `length` frames, the same at all times."""
+    def rotary(self, length: int) -> Tensor:
+        """Rotary table of `length` frames, the same at all times."""
         return self.rotary_embed(length)
 
     def condition(self, s: Tensor, interval: Tensor | None = None, omega: Tensor | None = None) -> Tensor:
@@ -108,12 +109,12 @@ class F5Net(nn.Module):
             c = c + self.guidance_embed(torch.ones_like(s) if omega is None else omega.expand_as(s))
         return c
 
-    def blocks(self, x: Tensor, c: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
+    def blocks(self, x: Tensor, c: Tensor, rotary: Tensor, padding: Padding | None) -> Tensor:
         """Hidden states [B, N, d] after the transformer blocks; c is the activated time embedding."""
         start = x
         for block in self.transformer_blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, c, rotary, mask, use_reentrant=False)
+                x = checkpoint(block, x, c, rotary, padding, use_reentrant=False)
             else:
-                x = block(x, c, rotary, mask)
+                x = block(x, c, rotary, padding)
         return self.long_skip_connection(torch.cat([x, start], -1)) if self.config.long_skip else x

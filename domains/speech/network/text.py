@@ -67,7 +67,7 @@ class TextEmbedding(nn.Module):
             raise XDistillError("an aligned network needs position-in-phone features [B, N, 3] beside its phone ids")
         x = self.text_embed(ids if keep is None else ids * keep)
         x = x + self.frame_proj((frames if keep is None else frames * keep[..., None]).to(self.frame_proj.weight))
-        mask = None if mask is None else mask[..., None]
+        mask = None if mask is None else mask[..., None].to(x.dtype)
         x = x if mask is None else x * mask
         for block in self.text_blocks:
             x = block(x, mask)
@@ -89,8 +89,8 @@ class ConvNeXtV2(nn.Module):
         """x [B, N, C]; with a mask [B, N, 1], padding (zero in x) stays zero and changes nothing."""
         y = self.norm(self.dwconv(x.transpose(1, 2)).transpose(1, 2))
         y = F.gelu(self.pwconv1(y))
-        x = x + self.pwconv2(self.grn(y if mask is None else y * mask))
-        return x if mask is None else x * mask
+        y = self.pwconv2(self.grn(y if mask is None else y * mask.to(y.dtype)))
+        return x + (y if mask is None else y * mask.to(y.dtype))
 
 
 class GRN(nn.Module):
