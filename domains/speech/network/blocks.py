@@ -43,17 +43,20 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.scale = scale
         self.frequencies = Table(partial(time_frequencies, _FREQUENCIES))
-        self.time_mlp = nn.Sequential(nn.Linear(2 * _FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
-        if zero:
-            _zero(self.time_mlp[2])
+        last = nn.Linear(dim, dim)
+        self.time_mlp = nn.Sequential(nn.Linear(2 * _FREQUENCIES, dim), nn.SiLU(), _zero(last) if zero else last)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.time_mlp.parameters()).dtype
 
     def forward(self, s: Tensor) -> Tensor:
         """s [B] -> [B, dim]."""
-        weight = self.time_mlp[0].weight
         with torch.autocast(s.device.type, enabled=False):
             s = s if s.dtype == torch.float64 else s.float()  # 1000 s needs more than 8 bits
             angle = self.scale * s[:, None] * self.frequencies.on(s.device).to(s)
-            return self.time_mlp(torch.cat([angle.sin(), angle.cos()], -1).to(weight))
+            return self.time_mlp(torch.cat([angle.sin(), angle.cos()], -1).to(self.dtype))
 
 
 class ConvPosition(nn.Module):
@@ -67,11 +70,13 @@ class ConvPosition(nn.Module):
     def forward(self, x: Tensor, padding: Padding | None) -> Tensor:
         """x [B, N, C]."""
         x = x if padding is None else padding.zero(x)
-        for conv in (self.conv1d[0], self.conv1d[2]):
-            x = conv(x.transpose(1, 2)).transpose(1, 2)
-            x = x if padding is None else padding.zero(x)
-            x = F.mish(x.contiguous())  # its backward pass is slow where strides differ
-        return x
+        y = self.conv1d[0](x.transpose(1, 2)).transpose(1, 2)
+        y = y if padding is None else padding.zero(y)
+        # The backward pass of Mish is slow where gradient and input differ in strides: those of its convolution here,
+        y = F.mish(y.transpose(1, 2).contiguous())
+        y = self.conv1d[2](y).transpose(1, 2)
+        y = y if padding is None else padding.zero(y)
+        return F.mish(y.contiguous())  # and those of the transformer here.
 
 
 class InputEmbedding(nn.Module):
