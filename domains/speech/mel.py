@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xdistill.domains.speech.stft import stft
 from xdistill.errors import UsageError, XDistillError
 from xdistill.registry import nearest
 
@@ -52,6 +52,13 @@ class MelSpec:
         """Samples that a vocoder makes of so many frames; `frames(samples(n)) == n`."""
         return (frames - (self.kind == "vocos")) * self.hop
 
+    def check(self, mel: Tensor) -> None:
+        """Raise XDistillError unless `mel` is one utterance [bins, frames] of at least two frames."""
+        if mel.ndim != 2 or mel.shape[0] != self.bins or mel.shape[1] < 2:
+            raise XDistillError(
+                f"a mel of shape {tuple(mel.shape)}: expected [{self.bins}, frames] of one utterance, 2 frames or more"
+            )
+
 
 def filterbank(spec: MelSpec) -> NDArray[np.float64]:
     """Triangles [bins, n_fft//2+1]: HTK scale without area norm (vocos), Slaney scale and area norm (bigvgan)."""
@@ -84,14 +91,12 @@ def mel(waveform: Tensor, spec: MelSpec) -> Tensor:
         )
     if waveform.dtype not in (torch.float32, torch.float64):
         waveform = waveform.float()
-    padded = F.pad(waveform.reshape(-1, 1, samples), (spec.pad, spec.pad), mode="reflect")[:, 0]
-    window = torch.hann_window(spec.n_fft, dtype=padded.dtype, device=padded.device)
-    spectrum = torch.stft(padded, spec.n_fft, spec.hop, window=window, center=False, return_complex=True)
+    spectrum = stft(waveform.reshape(-1, samples), spec.n_fft, spec.hop, spec.pad)
     if spec.kind == "vocos":
         magnitude = spectrum.abs()
     else:
         magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
-    banded = bank_tensor(spec, padded.dtype, padded.device) @ magnitude
+    banded = bank_tensor(spec, waveform.dtype, waveform.device) @ magnitude
     return banded.clamp(min=FLOOR).log().reshape(*waveform.shape[:-1], spec.bins, -1)
 
 
