@@ -187,8 +187,8 @@ full text of the licence.
 
 What we changed: decoded the 16 kHz G.722 files, kept clips of {SHORTEST:g}-{LONGEST:g} s with certain words, dropped
 silences, beeps, copies and names of punctuation marks, and re-encoded them to Ogg Opus (16 kHz, mono, about 40 kbit/s).
-Nothing was cut, filtered or normalised. The texts are a recogniser's (Whisper tiny.en), partly corrected by hand; they are
-not part of the package. `tools/build_speech_corpus.py` rebuilds this folder from the package.
+Nothing was cut, filtered or normalised. The texts are a recogniser's (Whisper tiny.en), partly corrected by hand; they
+are not part of the package. `tools/build_speech_corpus.py` rebuilds this folder from the package.
 
 {{minutes:.1f}} minutes, {{clips}} clips, of which {{heldout}} (2-8 s, `split` = heldout) are for evaluation and never
 trained on; no training clip has the same sentence.
