@@ -33,7 +33,7 @@ _LICENCE = "official F5-TTS weights are CC-BY-NC-4.0; what is distilled from the
 class LoadedNetwork:
     """A network in evaluation mode, float32, on the CPU.
 
-    vocabulary: symbols by id, or None if unknown (then text cannot be encoded). provenance: where the weights come from.
+    vocabulary: symbols by id, or None if unknown (then text cannot be encoded). provenance: where weights come from.
     """
 
     net: F5Net
