@@ -119,17 +119,23 @@ def teacher_trajectory(
     generator: rng.Generator,
     *,
     heun: bool = False,
+    solver_steps: int = 1,
 ) -> list[Field]:
-    """The states of one ODE trajectory of the teacher at plan.times, without a graph."""
+    """The states of one ODE trajectory of the teacher at plan.times, without a graph.
+
+    solver_steps: of the ODE between neighbouring times.
+    """
     states: list[Field] = []
+    pairs = zip(plan.times[:-1].tolist(), plan.times[1:].tolist(), strict=True)
+    fine = [torch.linspace(a, b, solver_steps + 1, dtype=torch.float64)[:-1] for a, b in pairs]
     with torch.no_grad():
         end = ode(
             teacher,
             process,
-            plan,
+            Plan(torch.cat([*fine, plan.times[-1:]])),
             process.prior(like, generator),
             cond,
             heun=heun,
             on_step=lambda i, x, v: states.append(x),
         )
-    return [*states, end]
+    return [*states, end][::solver_steps]

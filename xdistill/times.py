@@ -15,6 +15,13 @@ from xdistill.errors import UsageError
 from xdistill.registry import call, nearest
 
 
+def shifted(u: Tensor, kappa: float) -> Tensor:
+    """kappa u / (1 + (kappa - 1) u): times moved towards noise by kappa > 1, 0 and 1 stay; raises UsageError."""
+    if kappa <= 0:
+        raise UsageError(f"shift={kappa}: expected a positive number, 1 is none")
+    return kappa * u / (1 + (kappa - 1) * u)
+
+
 class TimeLaw(Protocol):
     """A distribution of training times."""
 
@@ -31,9 +38,7 @@ class Uniform:
     shift: float = 1.0
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        u = rng.rand(n, generator)
-        t = self.shift * u / (1 + (self.shift - 1) * u)
-        return self.low + (self.high - self.low) * t
+        return self.low + (self.high - self.low) * shifted(rng.rand(n, generator), self.shift)
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class LogGrid:
 class Pairs:
     """Jumps t >= r: two draws of `law`, sorted; a share `whole` of them is the whole way, t = 1 and r = 0.
 
-    MeanFlow sorts two logit-normals (2505.13447); for SplitMeanFlow uniforms with 15 % of whole jumps (speech spec 2.3).
+    MeanFlow sorts two logit-normals (2505.13447); for SplitMeanFlow two uniforms, 15 % whole (speech spec 2.3).
     """
 
     law: TimeLaw
@@ -138,8 +143,7 @@ class LinearAnchors:
     shift: float = 1.0
 
     def __call__(self, steps: int) -> Tensor:
-        u = self.first * torch.arange(steps, 0, -1, dtype=torch.float64) / steps
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        return shifted(self.first * torch.arange(steps, 0, -1, dtype=torch.float64) / steps, self.shift)
 
 
 @dataclass(frozen=True)

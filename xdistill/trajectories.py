@@ -1,7 +1,7 @@
 """A store of teacher trajectories: safetensors shards, made once, checked to belong to this teacher, used by many runs.
 
-Shard i holds the states of batch i of a data-free source, [S, ...] float32, and is a function of (seed, i). Layouts
-and conditions are not stored: the source gives them again. The manifest says whose trajectories these are.
+Shard i holds the states of batch i of a data-free source, [S, ...] float32 or float16, and is a function of (seed, i).
+Layouts and conditions are not stored: the source gives them again. The manifest says whose trajectories these are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
@@ -28,6 +28,9 @@ from xdistill.models import Batch
 from xdistill.sources import Trajectories
 from xdistill.state import Field
 
+if TYPE_CHECKING:
+    from xdistill.objectives.base import Setting
+
 SCHEMA = 1
 #: Seconds without a new shard after which a rank no longer waits for the one that makes them.
 PATIENCE = 1800.0
@@ -39,8 +42,10 @@ class TrajectoryStore:
     Raises XDistillError when the folder holds trajectories of another identity (teacher, times, solver, data).
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], *, main: bool = True) -> None:
-        self.folder, self.manifest = folder, folder / "manifest.json"
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], *, main: bool = True, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.folder, self.manifest, self.dtype = folder, folder / "manifest.json", dtype
         wanted = json.loads(json.dumps({"schema": SCHEMA, **identity}))
         if not self.manifest.exists() and main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +71,7 @@ class TrajectoryStore:
                 _wait(self.path(i).exists)
             return
         for i in track(missing, "teacher trajectories", disable=len(missing) < 2):
-            states = torch.stack([x.value.float().cpu() for x in make(i)])
+            states = torch.stack([x.value.to(self.dtype).cpu() for x in make(i)])
             _atomic(self.path(i), lambda path, s=states: save_file({"states": s}, path))  # type: ignore[misc]
 
     def load(self, index: int, like: Field) -> tuple[Field, ...]:
@@ -99,6 +104,40 @@ class TrajectorySource:
         shard = int(order[place])
         made = self.source.batch(shard, 0, 1)
         return Trajectories(made.like, made.cond, made.real, self.store.load(shard, made.like))
+
+
+def stored(
+    source: DataSource,
+    setting: Setting,
+    trajectory: Callable[[Any, Batch[Field], torch.Generator], Sequence[Field]],
+    *,
+    count: int,
+    folder: str | None,
+    identity: Mapping[str, Any],
+    half: bool = False,
+) -> TrajectorySource:
+    """At least `count` trajectories of the setting's teacher, made where the store does not hold them yet.
+
+    trajectory(teacher, batch, generator): the states of one batch. folder: of the store, None is `trajectories` in the
+    run's. identity: what besides teacher and data they depend on. half: keep them as float16.
+    """
+    size, seed = source.batch(0, 0, 1).like.batch, int(setting.identity["seed"])
+    whose = {**setting.identity, "teacher_digest": digest(setting.teacher), "batch": size, **identity}
+    whose |= {"dtype": "float16"} if half else {}
+    store = TrajectoryStore(
+        Path(folder or setting.folder / "trajectories"),
+        whose,
+        main=setting.main,
+        dtype=torch.float16 if half else torch.float32,
+    )
+    teacher, shards = setting.teacher.to(setting.device).eval(), -(-count // size)
+
+    def make(index: int) -> Sequence[Field]:
+        noise = rng.generator("trajectory", seed, index, device=setting.device)
+        return trajectory(teacher, source.batch(index, 0, 1).to(setting.device), noise)
+
+    store.fill(shards, make, main=setting.main)
+    return TrajectorySource(store, source, shards, seed)
 
 
 def digest(module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Interval consistency: MeanFlow, SplitMeanFlow, shortcut models and alpha-Flow are one objective with other options."""
+"""Interval consistency: MeanFlow, SplitMeanFlow, shortcut models and alpha-Flow are one objective."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from xdistill import rng
-from xdistill.derivatives import BACKENDS, safe_step, total_derivative
 from xdistill.errors import UsageError
-from xdistill.models import Cond, average_velocity
+from xdistill.models import Cond
 from xdistill.objectives.base import Needs, Phase
-from xdistill.objectives.flow_map import Average, Draws, FlowMap, pick
+from xdistill.objectives.differential import Differential
+from xdistill.objectives.flow_map import Average, Draws, pick
 from xdistill.process.schedules import Linear
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.samplers.flow_map import jump
@@ -31,39 +31,17 @@ def split_target(u: Average, leg: Field, x_t: Field, t: Tensor, r: Tensor, lam: 
     return lerp([(lam, leg), (1 - lam, u(x_s, s, r))])
 
 
-def meanflow_target(
-    u: Average, v: Field, x_t: Field, t: Tensor, r: Tensor, *, backend: str = "func", step: float = 5e-3
-) -> Field:
-    """v - (t - r) du/dt, the total derivative along the flow, tangent (v, 1, 0) of (x_t, t, r) (2505.13447, eq. 10)."""
-    slope = flow_derivative(u, v, x_t, t, r, backend=backend, step=step)
-    return v - slope.scale(t - r)
-
-
-def flow_derivative(
-    u: Average, v: Field, x_t: Field, t: Tensor, r: Tensor, *, backend: str = "func", step: float = 5e-3
-) -> Field:
-    """du/dt along (v, 1, 0), without a graph; `u` must be free of autocast."""
-
-    def f(value: Tensor, time: Tensor) -> Tensor:
-        return u(Field(value, x_t.layout), time, r).value
-
-    tangents = (v.project().value.to(x_t.value), torch.ones_like(t))
-    slope = total_derivative(f, (x_t.value, t), tangents, backend=backend, step=step)[1]
-    return Field(slope, x_t.layout).project()
-
-
 @dataclass(eq=False, kw_only=True)
-class Interval(FlowMap):
+class Interval(Differential):
     """Regress u(x_t, t, r) on two legs of the way, the second told by the student itself, without a gradient.
 
     velocity: what rows with r = t regress on: `teacher` (guided as configured; its guidance is distilled in) or `data`
     (e - x0). leg: the first leg goes along that `velocity`, or along the student's own average (`self`). lam: the share
     of the first leg: `uniform`, `constant` (value) or `sigmoid`, a curriculum from 1 to 0 (start, end, temperature,
-    clamp). At 0 the target is MeanFlow's derivative. derivative: `func`, exact in float32, or `finite_difference` of
-    `difference_step` in time, 0 chooses one by the network's time scale.
+    clamp). At 0 the target is MeanFlow's derivative (see Differential).
     omega, kappa: guidance inside the target of velocity=data: omega v + (1 - omega - kappa) u_null + kappa u, whose
     scale is omega / (1 - kappa); omega 1 and kappa 0 are none. guided_times: where it acts; a micro-batch without
-    condition (`drop`) is not guided. Options of every flow map: see FlowMap.
+    condition (`drop`) is not guided. Options of every flow map: see DataFlowMap.
 
     | | velocity | leg | lam | instant |
     |---|---|---|---|---|
@@ -78,13 +56,9 @@ class Interval(FlowMap):
     Oracle: on Gaussian data every target is that of the exact flow map at the flow map itself.
     """
 
-    needs = Needs(data=True, process=Linear, derivative=True, flow_map=True)
-
     velocity: str = "teacher"
     leg: str = "self"
     lam: LamLaw = field(default_factory=UniformLam)
-    derivative: str = "func"
-    difference_step: float = 0.0
     omega: float = 1.0
     kappa: float = 0.0
     guided_times: tuple[float, float] = (0.0, 1.0)
@@ -95,8 +69,6 @@ class Interval(FlowMap):
             raise UsageError(
                 f"velocity={self.velocity}, leg={self.leg}: velocity is teacher or data, leg is velocity or self"
             )
-        if self.derivative not in BACKENDS:
-            raise UsageError(f"unknown objective.derivative '{self.derivative}': choose {' or '.join(BACKENDS)}")
         if self.guides_itself and (self.velocity != "data" or self.kappa >= 1):
             raise UsageError("omega and kappa guide the target of velocity=data, with kappa below 1: see guidance=cfg")
         if not self.differentiates:
@@ -129,10 +101,7 @@ class Interval(FlowMap):
         if bool(draws.instant.all()):
             return v
         if bool((lam == 0).all()):
-            model = net.frozen("student", exact=True)
-            step = self.difference_step or safe_step(getattr(model, "time_scale", 1.0))
-            exact: Average = lambda x, t, r: average_velocity(model, self.process, x, t, r, cond)  # noqa: E731
-            jumped = meanflow_target(exact, v, x_t, t, r, backend=self.derivative, step=step)
+            jumped = v - self.slope(net, cond, v, x_t, t, r).scale(t - r)
         else:
             leg = v if self.leg == "velocity" else u(x_t, t, t - lam * (t - r))
             jumped = split_target(u, leg, x_t, t, r, lam)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from xdistill.samplers.hops import to_zero
 from xdistill.sources import Trajectories, teacher_trajectory
 from xdistill.state import Field, Ragged, lerp
 from xdistill.times import shared
-from xdistill.trajectories import TrajectorySource, TrajectoryStore, digest
+from xdistill.trajectories import stored
 
 
 def hop_target(process: GaussianProcess, x_t: Field, x_r: Field, t: Tensor, r: Tensor) -> Field:
@@ -125,33 +124,18 @@ class Secant(FewStep):
 
     def trajectory(self, teacher: Any, batch: Batch[Field], generator: Generator) -> list[Field]:
         """States of one teacher trajectory a sample at `self.grid`."""
-        pairs = zip(self.grid[:-1].tolist(), self.grid[1:].tolist(), strict=True)
-        fine = [torch.linspace(a, b, self.solver_steps + 1, dtype=torch.float64)[:-1] for a, b in pairs]
-        plan = Plan(to_zero(torch.cat(fine)))
-        states = teacher_trajectory(teacher, self.process, plan, batch.like, batch.cond, generator, heun=self.heun)
-        return states[:: self.solver_steps]
+        plan, steps, like, cond = Plan(self.grid), self.solver_steps, batch.like, batch.cond
+        return teacher_trajectory(
+            teacher, self.process, plan, like, cond, generator, heun=self.heun, solver_steps=steps
+        )
 
     def source(self, source: DataSource, setting: Setting) -> DataSource:
         """The store, filled: ceil(trajectories / batch) shards of one batch each."""
         if not self.trajectories:
             return source
-        size, seed = source.batch(0, 0, 1).like.batch, int(setting.identity["seed"])
-        identity = {
-            **setting.identity,
-            "teacher_digest": digest(setting.teacher),
-            "batch": size,
-            "times": self.grid.tolist(),
-            "solver": {"steps": self.solver_steps, "heun": self.heun},
-        }
-        store = TrajectoryStore(Path(self.store or setting.folder / "trajectories"), identity, main=setting.main)
-        teacher, shards = setting.teacher.to(setting.device).eval(), -(-self.trajectories // size)
-
-        def make(index: int) -> list[Field]:
-            noise = rng.generator("trajectory", seed, index, device=setting.device)
-            return self.trajectory(teacher, source.batch(index, 0, 1).to(setting.device), noise)
-
-        store.fill(shards, make, main=setting.main)
-        return TrajectorySource(store, source, shards, seed)
+        identity = {"times": self.grid.tolist(), "solver": {"steps": self.solver_steps, "heun": self.heun}}
+        count, folder = self.trajectories, self.store
+        return stored(source, setting, self.trajectory, count=count, folder=folder, identity=identity)
 
     def sample(
         self,
