@@ -26,6 +26,7 @@ class F5Config:
     Not in official networks: `aligned` takes phone ids at frame rate with position-in-phone features, and padding then
     never changes results; `second_time` (`added` or `mixer`; True is `added`) tells a student the interval t - r, and
     `guidance_input` the guidance strength that it imitates; all without effect at initialisation.
+    mel_mean, mel_std: of the natural-log mel, which the network takes as (mel - mean) / std (official: as it is).
     time_scale: of the sinusoids' argument; the second time and the guidance strength have scale 1.
     """
 
@@ -46,6 +47,8 @@ class F5Config:
     vocab_size: int = 2545
     tokenizer: str = "pinyin"
     mel_spec_type: str = "vocos"
+    mel_mean: float = 0.0
+    mel_std: float = 1.0
     aligned: bool = False
     time_scale: float = 1000.0
     second_time: str | bool = "none"
@@ -93,6 +96,15 @@ PRESETS: dict[str, F5Config] = {
     "F5TTS_Small": F5Config(**_SMALL, text_mask_padding=False, pe_attn_head=1),  # type: ignore[arg-type]
     "F5TTS_v1_Small": F5Config(**_SMALL, tokenizer="char"),  # type: ignore[arg-type]
     "mini": F5Config(
-        dim=256, depth=8, heads=4, dropout=0.0, text_dim=128, vocab_size=64, tokenizer="phones", aligned=True
+        dim=192,
+        depth=8,
+        heads=3,
+        dropout=0.0,
+        text_dim=128,
+        vocab_size=64,
+        tokenizer="phones",
+        aligned=True,
+        mel_mean=-1.85,
+        mel_std=2.8,
     ),
 }

@@ -1,0 +1,128 @@
+"""Speech: F5-TTS flows over mel spectrograms, distilled into students of one to four network calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from xdistill.domain import DataSource, Domain, TeacherSampler
+from xdistill.domains.speech import teacher
+from xdistill.domains.speech.data import Prompting, Utterance, UtteranceSource
+from xdistill.domains.speech.flow import SpeechFlow
+from xdistill.domains.speech.mel import MelSpec
+from xdistill.domains.speech.network import F5Config
+from xdistill.domains.speech.utterances import Scale, utterances
+from xdistill.errors import UsageError
+from xdistill.process.schedules import Linear
+from xdistill.registry import nearest
+
+
+@dataclass(frozen=True)
+class SpeechDomainConfig:
+    """The speech domain's section of a configuration.
+
+    size: of a network to train from nothing, `mini` or a published one. frames: mel frames of a padded batch at most.
+    longest: frames to which longer sentences of aligned networks are cropped in training. masked: least and largest
+    share of an utterance that training hides. audio_drop: probability that it shows no recording. scored: frames that
+    losses count, `all` or the hidden `span` (F5-TTS). guidance: w of the teacher's own samples, V + w (V - V_null).
+    reference_steps: network evaluations of the teacher's own sampler, each two calls when guided. sway: of its times.
+    """
+
+    size: str = "mini"
+    frames: int = 2048
+    longest: int = 384
+    masked: tuple[float, float] = (0.7, 1.0)
+    audio_drop: float = 0.5
+    scored: str = "all"
+    guidance: float = 2.0
+    reference_steps: int = 32
+    sway: float = -1.0
+
+
+class SpeechDomain(Domain):
+    """Mel spectrograms of sentences; see `SpeechDomainConfig` for its keys and the speech spec for the conventions."""
+
+    name = "speech"
+    process = Linear()
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        super().__init__(cfg)
+        known = [f.name for f in fields(SpeechDomainConfig)]
+        for key in cfg:
+            if key not in known:
+                raise UsageError(f"unknown key 'domain.{key}' of the speech domain{nearest(key, known)}")
+        self.speech = SpeechDomainConfig(**cfg)
+        if self.speech.scored not in ("all", "span"):
+            raise UsageError(f"domain.scored={self.speech.scored}: expected all or span")
+
+    @cached_property
+    def spec(self) -> MelSpec:
+        """The front-end of the network's mels."""
+        return MelSpec(self.teacher_config.mel_spec_type)
+
+    @property
+    def teacher_config(self) -> F5Config:
+        """Of the configured teacher."""
+        return self._teacher.net.config
+
+    @cached_property
+    def _teacher(self) -> SpeechFlow:
+        return teacher.load(self.teacher_weights)
+
+    def teacher(self) -> nn.Module:
+        return self._teacher
+
+    def network(self) -> nn.Module:
+        return teacher.fresh(self.speech.size)
+
+    def flow_map(self, network: nn.Module) -> nn.Module:
+        assert isinstance(network, SpeechFlow)
+        return teacher.with_second_time(network)
+
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        return teacher.describe(module) if isinstance(module, SpeechFlow) else {}
+
+    def from_description(self, description: Mapping[str, Any]) -> nn.Module:
+        return teacher.from_description(description)
+
+    def shipped_student(self) -> Path:
+        return teacher.SHIPPED_STUDENT
+
+    def sentences(self, split: str) -> Sequence[Utterance]:
+        """The `train` or `heldout` utterances."""
+        config = F5Config.preset(self.speech.size)
+        return utterances(split, MelSpec(config.mel_spec_type), Scale(config.mel_mean, config.mel_std))
+
+    def data(self, batch_size: int, seed: int) -> DataSource:
+        return self._source(batch_size, seed, real=True)
+
+    def null_data(self, batch_size: int, seed: int) -> DataSource:
+        return self._source(batch_size, seed, real=False)
+
+    def _source(self, batch_size: int, seed: int, *, real: bool) -> DataSource:
+        c = self.speech
+        prompting = Prompting(tuple(c.masked), c.audio_drop, c.scored)
+        return UtteranceSource(self.sentences("train"), batch_size, seed, c.frames, c.longest, prompting, real)
+
+    def plan(self, *a, **k):
+        raise NotImplementedError
+
+    def teacher_samplers(self):
+        raise NotImplementedError
+
+    def metrics(self, *a, **k):
+        raise NotImplementedError
+
+    def decode(self, *a, **k):
+        raise NotImplementedError
+
+    def write(self, *a, **k):
+        raise NotImplementedError
+
+    def read(self, *a, **k):
+        raise NotImplementedError

@@ -1,0 +1,54 @@
+"""Where the speech teacher comes from: the shipped aligned `mini`, a file of ours, or an official F5-TTS checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xdistill.domains.speech.flow import SpeechFlow
+from xdistill.domains.speech.network import F5Config, F5Net
+from xdistill.domains.speech.utterances import Scale
+
+ASSETS = Path(__file__).with_name("assets")
+SHIPPED_TEACHER = ASSETS / "mini_teacher.safetensors"
+SHIPPED_STUDENT = ASSETS / "mini_student"
+
+
+def fresh(size: str, seed: int = 0) -> SpeechFlow:
+    """A network of a named size with weights that depend on `seed` alone."""
+    return _build(F5Config.preset(size), seed)
+
+
+def _build(config: F5Config, seed: int = 0) -> SpeechFlow:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SpeechFlow(F5Net(config))
+
+
+def scale(flow: SpeechFlow) -> Scale:
+    """The units of a network's mels."""
+    return Scale(flow.net.config.mel_mean, flow.net.config.mel_std)
+
+
+def describe(flow: SpeechFlow) -> dict[str, Any]:
+    """Plain JSON values that `from_description` builds the network from."""
+    return flow.net.config.to_dict()
+
+
+def from_description(description: Mapping[str, Any]) -> SpeechFlow:
+    """The network of a description, its weights yet to be loaded."""
+    return _build(F5Config.from_dict(description))
+
+
+def with_second_time(flow: SpeechFlow, kind: str = "added") -> SpeechFlow:
+    """A trainable copy of `flow` that also takes the end of a jump, to no effect at first; `flow` itself if it does."""
+    if flow.flow_map:
+        return flow
+    grown = _build(replace(flow.net.config, second_time=kind))
+    grown.net.load_state_dict({**grown.net.state_dict(), **flow.net.state_dict()})
+    weight = next(flow.parameters())
+    return grown.to(weight.device, weight.dtype).train(flow.training)
