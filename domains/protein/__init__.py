@@ -21,7 +21,7 @@ from xdistill.discriminator import PooledDiscriminator
 from xdistill.domain import DataSource, Domain, ExtraMetrics, FilterFactory, Metric, Neighbours, TeacherSampler
 from xdistill.domains.protein import codec, filters, metrics, packed, teacher
 from xdistill.domains.protein.chains import ChainSet, load_embedded
-from xdistill.domains.protein.data import LengthLaw
+from xdistill.domains.protein.data import LengthLaw, parse_length
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
 from xdistill.domains.protein.labels import ClassMap, LabelLaw, coarse_class_map, parse_label
 from xdistill.domains.protein.neighbours import FoldNeighbours, tm
@@ -146,6 +146,9 @@ class ProteinDomain(Domain):
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
         net = Proteina(ProteinaConfig.from_dict(description["config"]), description["num_classes"])
         return ProteinFlow(net, description["target_pred"])
+
+    def flow_map(self, network: nn.Module) -> nn.Module:
+        return teacher.with_second_time(network) if isinstance(network, ProteinFlow) else network
 
     def forward_variants(self, module: nn.Module) -> Mapping[str, AbstractContextManager[Any]]:
         if not isinstance(module, ProteinFlow):
@@ -390,14 +393,3 @@ class ProteinDomain(Domain):
 def _check_atoms(atoms: Any) -> None:
     if atoms not in get_args(codec.Atoms):
         raise UsageError(f"atoms={atoms}: expected {' or '.join(get_args(codec.Atoms))}")
-
-
-def parse_length(text: Any, default: tuple[int, int]) -> tuple[int, int]:
-    """`64-128` or `80` -> (low, high); raises UsageError otherwise."""
-    if text is None:
-        return default
-    try:
-        low, _, high = str(text).partition("-")
-        return int(low), int(high or low)
-    except ValueError:
-        raise UsageError(f"length={text}: expected a number or a range such as 64-128") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xdistill import rng
 from xdistill.domains.protein.chains import ChainSet
-from xdistill.errors import XDistillError
+from xdistill.errors import UsageError, XDistillError
 
 N = TypeVar("N", int, NDArray[np.int64])
 MULTIPLE = 8  # padded lengths: few shapes to compile, aligned tensor-core tiles
@@ -160,6 +160,17 @@ class LengthLaw:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n lengths [n] int64."""
         return self.lengths[torch.randint(len(self.lengths), (n,), generator=generator)]
+
+
+def parse_length(text: Any, default: tuple[int, int]) -> tuple[int, int]:
+    """`64-128` or `80` -> (low, high); raises UsageError otherwise."""
+    if text is None:
+        return default
+    try:
+        low, _, high = str(text).partition("-")
+        return int(low), int(high or low)
+    except ValueError:
+        raise UsageError(f"length={text}: expected a number or a range such as 64-128") from None
 
 
 def _buckets(padded: NDArray[np.int64], batch_size: int | None, max_tokens: int | None) -> list[Bucket]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xdistill.domains.protein.network import Proteina
+from xdistill.domains.protein.network.features import MAX_TIME
 from xdistill.errors import XDistillError
 from xdistill.models import Cond
 from xdistill.process import Kind
@@ -50,7 +51,10 @@ class ProteinFlow(nn.Module):
     """Velocity of core time (0 clean, 1 noise) of a backbone of CA positions in nm, zero centre of mass.
 
     target_pred: what the network predicts, in Proteina's words: `v` (to the data), or `x_1`, the clean backbone.
+    With `flow_map` in its configuration it is a `FlowMapModel`.
     """
+
+    time_scale = float(MAX_TIME)
 
     def __init__(self, net: Proteina, target_pred: str = "v") -> None:
         super().__init__()
@@ -62,9 +66,20 @@ class ProteinFlow(nn.Module):
         """Width of the pooled trunk features."""
         return self.net.config.token_dim
 
-    def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Field:
-        """Proteina runs from noise at 0 to data at 1, so its velocity has the opposite sign."""
-        out = self._run(x_t, t, cond)["coors_pred"].to(x_t.value)
+    @property
+    def flow_map(self) -> bool:
+        """Whether it takes the end r of a jump."""
+        return self.net.config.flow_map
+
+    def forward(self, x_t: Field, t: Tensor, cond: Cond, *, r: Tensor | None = None) -> Field:
+        """Proteina runs from noise at 0 to data at 1, so its velocity has the opposite sign.
+
+        Raises XDistillError for a jump asked of a network without a second time input.
+        """
+        if r is not None and not self.flow_map:
+            raise XDistillError("this protein network has no second time input: make one with ProteinDomain.flow_map")
+        jump = None if r is None else (t - r).float()
+        out = self._run(x_t, t, cond, jump=jump)["coors_pred"].to(x_t.value)
         return Field(-out if self.kind is Kind.VELOCITY else out, x_t.layout)
 
     def features(self, x_t: Field, t: Tensor, cond: Cond) -> Tensor:
@@ -73,7 +88,9 @@ class ProteinFlow(nn.Module):
         assert isinstance(x_t.layout, Padded)
         return (tokens * x_t.layout.mask[..., None]).sum(1) / x_t.elements[:, None]
 
-    def _run(self, x_t: Field, t: Tensor, cond: Cond, need_features: bool = False) -> dict[str, Tensor]:
+    def _run(
+        self, x_t: Field, t: Tensor, cond: Cond, need_features: bool = False, jump: Tensor | None = None
+    ) -> dict[str, Tensor]:
         if not isinstance(x_t.layout, Padded):
             raise XDistillError("the protein network takes padded states [b, n, 3]")
         c = cond if isinstance(cond, ProteinCond) else ProteinCond()
@@ -88,4 +105,5 @@ class ProteinFlow(nn.Module):
             need_pair=False,
             need_features=need_features,
             steps=None if c.steps is None else torch.full_like(t, c.steps, dtype=torch.float32),
+            jump=jump,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,18 @@ def mini_network(seed: int = 0) -> LoadedNetwork:
         torch.manual_seed(seed)
         net = Proteina(ProteinaConfig.from_dict(MINI), classes.num_classes)
     return LoadedNetwork(ProteinFlow(net), classes, MINI_LENGTHS, "fresh")
+
+
+def with_second_time(flow: ProteinFlow) -> ProteinFlow:
+    """A trainable copy of `flow` that also takes the end of a jump, to no effect at first; `flow` itself if it does."""
+    if flow.flow_map:
+        return flow
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Proteina(replace(flow.net.config, flow_map=True), flow.net.num_classes)
+    net.load_state_dict({**net.state_dict(), **flow.net.state_dict()})
+    weight = next(flow.parameters())
+    return ProteinFlow(net.to(weight.device, weight.dtype), flow.target_pred).train(flow.training)
 
 
 def load_teacher(weights: str, class_map: str | None = None) -> LoadedNetwork:

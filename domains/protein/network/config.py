@@ -28,7 +28,8 @@ class ProteinaConfig:
 
     Not in official networks: `vector_channels` > 0 replaces the coordinate embedding and decoder by equivariant vector
     channels (`vectors.py`); from layer `refine_after` > 0 on, pair distances are those of the present estimate instead
-    of x_t; `step_conditioning` tells a student its number of calls.
+    of x_t; `step_conditioning` tells a student its number of calls; `flow_map` gives it a second time input, the length
+    of a jump.
     """
 
     token_dim: int
@@ -67,6 +68,7 @@ class ProteinaConfig:
     vector_channels: int = 0
     refine_after: int = 0
     step_conditioning: bool = False
+    flow_map: bool = False
 
     def __post_init__(self) -> None:
         for field, known in _FEATURE_FIELDS.items():

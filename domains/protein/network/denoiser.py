@@ -25,7 +25,7 @@ from xdistill.domains.protein.network.blocks import (
     normalise,
 )
 from xdistill.domains.protein.network.config import ProteinaConfig
-from xdistill.domains.protein.network.features import Inputs, PairFactory, SequenceFactory, time_embedding
+from xdistill.domains.protein.network.features import MAX_TIME, Inputs, PairFactory, SequenceFactory, time_embedding
 from xdistill.domains.protein.network.pair import PairUpdate
 from xdistill.domains.protein.network.tables import ROWS, TableCache, differentiable, gather
 from xdistill.domains.protein.network.vectors import VectorUpdate
@@ -49,6 +49,24 @@ class PairBuilder(nn.Module):
             gamma, beta = self.adaln.gamma_beta(self.cond_factory(inputs))
             z = normalise(z).to(gamma.dtype) * gamma + beta
         return z * _pair_mask(inputs.mask).unsqueeze(-1)
+
+
+class JumpEmbedding(nn.Module):
+    """Conditioning on the length t - r of a jump (MeanFlow's time inputs, 2505.13447), zero until it is trained.
+
+    Its sinusoids have scale 1: a derivative in time is then no larger than the one through t.
+    """
+
+    def __init__(self, dim: int, dim_cond: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.mlp = nn.Sequential(nn.Linear(dim, dim_cond), nn.SiLU(), nn.Linear(dim_cond, dim_cond))
+        for p in self.mlp[2].parameters():
+            nn.init.zeros_(p)
+
+    def forward(self, jump: Tensor) -> Tensor:
+        """`[b] -> [b, dim_cond]`."""
+        return self.mlp(time_embedding(jump / MAX_TIME, self.dim).to(self.mlp[0].weight.dtype))
 
 
 class Proteina(nn.Module):
@@ -75,6 +93,8 @@ class Proteina(nn.Module):
         if config.step_conditioning:
             self.step_embed = nn.Linear(config.t_emb_dim, cond_dim, bias=False)
             nn.init.zeros_(self.step_embed.weight)
+        if config.flow_map:
+            self.jump_embed = JumpEmbedding(config.t_emb_dim, cond_dim)
         self.transition_c_1 = SwiGLU(cond_dim, expansion=2)
         self.transition_c_2 = SwiGLU(cond_dim, expansion=2)
         if config.use_attn_pair_bias:
@@ -110,6 +130,7 @@ class Proteina(nn.Module):
         need_pair: bool = True,
         need_features: bool = False,
         steps: Tensor | None = None,
+        jump: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Predict from a noisy backbone.
 
@@ -124,6 +145,7 @@ class Proteina(nn.Module):
             need_pair: also compute the pair head, if the network has one.
             need_features: also return what the decoder reads, the features of each residue.
             steps: `[b]` network calls of the student's chain, for networks with `step_conditioning`; None = not told.
+            jump: `[b]` length of the jump whose average is asked for, for networks with `flow_map`; None = 0.
 
         Returns:
             `coors_pred [b, n, 3]`, zero at padding, and possibly `pair_pred [b, n, n, buckets]` (distogram logits)
@@ -135,6 +157,8 @@ class Proteina(nn.Module):
             c = self.cond_factory(inputs)
             if steps is not None and self.config.step_conditioning:
                 c = c + self.step_embed(time_embedding(steps.log2() / 16, self.config.t_emb_dim)).unsqueeze(1)
+            if self.config.flow_map:
+                c = c + self.jump_embed(torch.zeros_like(t) if jump is None else jump).unsqueeze(1)
             c = self.transition_c_2(self.transition_c_1(c))
             s = self.init_repr_factory(inputs).expand(-1, mask.shape[1], -1)
             if not self.config.vector_channels:

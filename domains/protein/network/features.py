@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from xdistill.domains.protein.network.blocks import LayerNorm
 from xdistill.domains.protein.network.config import ProteinaConfig
 
-_MAX_TIME = 2000
+MAX_TIME = 2000
 _MAX_INDEX = 2056
 
 
@@ -40,8 +40,8 @@ class Inputs:
 def time_embedding(t: Tensor, dim: int) -> Tensor:
     """`[b] -> [b, dim]`: sines then cosines of 2000 t at geometric frequencies from 1 to 1/2000, in float32."""
     half = dim // 2
-    frequency = torch.exp(torch.arange(half, device=t.device) * -(math.log(_MAX_TIME) / (half - 1)))
-    angle = (t.float() * _MAX_TIME)[:, None] * frequency
+    frequency = torch.exp(torch.arange(half, device=t.device) * -(math.log(MAX_TIME) / (half - 1)))
+    angle = (t.float() * MAX_TIME)[:, None] * frequency
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 

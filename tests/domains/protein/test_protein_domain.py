@@ -9,7 +9,8 @@ import torch
 from xdistill import rng
 from xdistill.assemble import build_networks
 from xdistill.config import compose
-from xdistill.domains.protein import ProteinDomain, parse_length
+from xdistill.domains.protein import ProteinDomain
+from xdistill.domains.protein.data import parse_length
 from xdistill.domains.protein.flow import ProteinCond, ProteinFlow
 from xdistill.domains.protein.network import Proteina, ProteinaConfig
 from xdistill.domains.protein.sampler import ProteinaPlan
