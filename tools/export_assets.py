@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from xdistill import checkpoint
@@ -45,6 +46,16 @@ def text_teacher(source: checkpoint.Checkpoint, provenance: dict[str, Any]) -> P
     return path
 
 
+def speech_teacher(source: checkpoint.Checkpoint, provenance: dict[str, Any]) -> Path:
+    """The averaged weights of a flow_matching run."""
+    from xdistill.domains.speech.checkpoint import save_network
+    from xdistill.domains.speech.teacher import SHIPPED_TEACHER, from_description
+
+    flow = from_description(source.manifest["network"])
+    flow.load_state_dict(source.role("student_ema"))
+    return save_network(flow.net, SHIPPED_TEACHER, provenance=provenance, dtype=torch.float16)
+
+
 def student(domain: str, source: checkpoint.Checkpoint, what: str) -> Path:
     """A checkpoint that holds what `generate` needs and nothing else; the manifest is written last."""
     folder = build_domain(compose([f"domain={domain}"])).shipped_student()
@@ -59,7 +70,7 @@ def student(domain: str, source: checkpoint.Checkpoint, what: str) -> Path:
     return folder
 
 
-TEACHERS = {"protein": protein_teacher, "text": text_teacher}
+TEACHERS = {"protein": protein_teacher, "speech": speech_teacher, "text": text_teacher}
 
 
 def main() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from xdistill.domains.speech.checkpoint import load_network
 from xdistill.domains.speech.flow import SpeechFlow
 from xdistill.domains.speech.network import F5Config, F5Net
 from xdistill.domains.speech.utterances import Scale
+from xdistill.student import load_student
 
 ASSETS = Path(__file__).with_name("assets")
 SHIPPED_TEACHER = ASSETS / "mini_teacher.safetensors"
@@ -27,6 +29,20 @@ def _build(config: F5Config, seed: int = 0) -> SpeechFlow:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SpeechFlow(F5Net(config))
+
+
+def load(weights: str, **official: Any) -> tuple[SpeechFlow, tuple[str, ...] | None]:
+    """(network, symbols of its vocabulary) of `shipped`, a run or checkpoint folder, or a file (`load_network`).
+
+    official: the options of `load_official`. Raises XDistillError when there is no such thing, or it is damaged.
+    """
+    path = SHIPPED_TEACHER if weights == "shipped" else Path(weights).expanduser()
+    if path.is_dir():
+        found = load_student(path, "speech")
+        assert isinstance(found.model, SpeechFlow)
+        return found.model, None
+    loaded = load_network(path, **official)
+    return SpeechFlow(loaded.net), loaded.vocabulary
 
 
 def scale(flow: SpeechFlow) -> Scale:
