@@ -2,10 +2,12 @@
 
 import difflib
 import lzma
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from xdistill.domains.speech import corpus
 from xdistill.domains.speech.normalise import Token, tokens
 from xdistill.domains.speech.phones import INDEX, SILENCE, VOWELS, Phones
 from xdistill.errors import UsageError
@@ -15,6 +17,7 @@ Pronunciation = tuple[str, ...]
 # The dictionary has "A" as the article and "AM" as the verb; capitals mean the letters.
 _LETTERS_FIRST = frozenset(("am",))
 _LONGEST_INITIALISM = 5
+_TIMES_HEARD = 2
 _HISSING = frozenset(("S", "Z", "SH", "ZH", "CH", "JH"))
 _VOICELESS = frozenset(("P", "T", "K", "F", "TH"))
 
@@ -28,6 +31,20 @@ def dictionary() -> dict[str, tuple[Pronunciation, ...]]:
         word, *phones = line.split()
         entries.setdefault(word.partition("(")[0], []).append(tuple(phones))
     return {word: tuple(variants) for word, variants in entries.items()}
+
+
+@cache
+def usual() -> dict[str, Pronunciation]:
+    """How the embedded voice says each word most often: "use" is the verb, "to" is weak."""
+    said: dict[str, Counter[Pronunciation]] = defaultdict(Counter)
+    for sentence in corpus.aligned("train"):
+        spoken: dict[int, list[str]] = defaultdict(list)
+        for phone, word in zip(sentence.phones.phones, sentence.phones.words, strict=True):
+            spoken[word].append(phone)
+        for index, token in enumerate(tokens(sentence.clip.text)):
+            said[token.word][tuple(spoken[index])] += 1
+    most = {word: ways.most_common(1)[0] for word, ways in said.items() if len(dictionary().get(word, ())) > 1}
+    return {word: way for word, (way, times) in most.items() if times >= _TIMES_HEARD and word != "a"}
 
 
 def spelled(word: str) -> Pronunciation:
@@ -83,7 +100,7 @@ def phones(text: str, say: Mapping[str, str] | None = None) -> Phones:
     names, index, marks = [SILENCE], [-1], [""]
     for position, (token, choice) in enumerate(zip(words, choices, strict=True)):
         following = choices[position + 1][0] if position + 1 < len(words) and not token.mark else ()
-        word = _in_context(token, choice, position, following)
+        word = choice[0] if token.word in own else _in_context(token, choice, position, following)
         names += word
         index += [position] * len(word)
         marks += [""] * (len(word) - 1) + [token.mark]
@@ -100,7 +117,8 @@ def _in_context(
         return ("DH", "IY")
     if token.word == "a" and token.caps and position > 0:
         return spelled("a")
-    return choice[0]
+    way = usual().get(token.word, ())
+    return way if way in choice else choice[0]
 
 
 def _plural(last: str) -> Pronunciation:
