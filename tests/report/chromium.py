@@ -23,7 +23,9 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run"),
     *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-background-networking"),
 )
-PATIENCE = 120.0  # seconds for one step: WebGL runs on the processor, which other work may share
+PATIENCE = 240.0  # seconds without any news: WebGL runs on the processor, which other work may share
+#: Changes while a page is being read and drawn.
+PROGRESS = "document.readyState, document.all.length, {...document.getElementById('stage')?.dataset}"
 
 
 def find() -> str | None:
@@ -90,17 +92,16 @@ class Page:
         self._next += 1
         command = {"id": self._next, "method": method, "params": params, **({"sessionId": session} if session else {})}
         os.write(self._commands, json.dumps(command).encode() + b"\0")
-        deadline = time.monotonic() + PATIENCE
         while True:
-            message = self._receive(deadline)
+            message = self._receive()
             if message.get("id") == self._next:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
             self._note(message)
 
-    def _receive(self, deadline: float) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready = select.select([self._answers], [], [], max(deadline - time.monotonic(), 0))[0]
+            ready = select.select([self._answers], [], [], PATIENCE)[0]
             assert ready, f"Chromium said nothing for {PATIENCE:g} s"
             data = os.read(self._answers, 2**20)
             assert data, f"Chromium ended with exit code {self._process.wait()}"
@@ -132,10 +133,13 @@ class Page:
         return result["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Until the expression is true."""
-        deadline = time.monotonic() + PATIENCE
-        while not self.value(expression):
-            assert time.monotonic() < deadline, f"not true after {PATIENCE:g} s: {expression}; {self.problems}"
+        """Until the expression is true; gives up when the page has stood still for PATIENCE, however long it takes."""
+        seen, deadline = None, 0.0
+        while not (state := self.value(f"[!!({expression}), {PROGRESS}]"))[0]:
+            if state != seen:
+                seen, deadline = state, time.monotonic() + PATIENCE
+            stuck = f"not true, and nothing new for {PATIENCE:g} s: {expression}; {state[1:]}; {self.problems}"
+            assert time.monotonic() < deadline, stuck
             time.sleep(0.1)
 
     def click(self, selector: str) -> None:
@@ -170,8 +174,8 @@ class Page:
         return base64.b64decode(shot["data"])
 
 
-def pixels(png: bytes) -> NDArray[np.float32]:
-    """[height, width, 3] in [0, 1]."""
+def pixels(png: bytes, channels: int = 3) -> NDArray[np.float32]:
+    """[height, width, channels] in [0, 1]."""
     from matplotlib.image import imread
 
-    return imread(io.BytesIO(png), format="png")[..., :3]
+    return imread(io.BytesIO(png), format="png")[..., :channels]

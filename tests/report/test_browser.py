@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +27,13 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture
 def shown(page: Page, report: Path) -> Page:
-    """The report in a wide window, its first structure and all thumbnails drawn."""
+    """The report in a wide window, its first structure drawn."""
     page.emulate(1200, 900)
     if page.value("location.href") != report.as_uri():
         page.problems.clear()
         page.requests.clear()
         page.open(report)
-        page.wait("document.getElementById('stage').dataset.thumbnails === '6'")
+        page.wait("document.getElementById('stage').dataset.shown === '0'")
     choose(page, 0)
     select(page, "colour", "rainbow")
     return page
@@ -88,9 +89,24 @@ def test_a_structure_is_drawn_and_clicks_and_keys_choose_another(shown: Page, re
 
 
 def test_thumbnails_are_pictures_of_different_structures(shown: Page) -> None:
-    images = shown.value("[...document.querySelectorAll('.thumbnails img')].map(i => i.naturalWidth && i.src)")
-    assert len(set(images)) == len(images) == 6
-    assert all(images)
+    """Each of its own, with colours from one end of the chain to the other, and none of it cut off at the edge."""
+    images = thumbnails(shown)
+    assert len(images) == 6
+    for i, image in enumerate(images):
+        assert all((np.abs(image - other).max(-1) > 0.3).mean() > 0.02 for other in images[:i])
+        inked = image[..., 3] > 0.9
+        assert 0.02 < inked.mean() < 0.6
+        red, green, blue = image[inked, :3].T
+        assert all((part > 0.2).any() for part in (red - green, green - red, blue - red))
+        edge = np.ones_like(inked)
+        edge[2:-2, 2:-2] = False
+        assert not (image[..., 3] > 0)[edge].any()
+
+
+def thumbnails(page: Page) -> list[np.ndarray]:
+    """Their pixels [height, width, 4] in [0, 1]."""
+    urls = page.value("[...document.querySelectorAll('.thumbnails canvas')].map(c => c.toDataURL())")
+    return [pixels(base64.b64decode(url.split(",")[1]), channels=4) for url in urls]
 
 
 def test_helices_reach_the_viewer(shown: Page, report: Path) -> None:
@@ -131,3 +147,4 @@ def test_an_empty_canvas_is_seen_as_empty(page: Page, report: Path, tmp_path: Pa
     page.open(empty)
     page.wait("document.getElementById('stage').dataset.shown === '0'")
     assert drawn(page)[0] < 0.001
+    assert [float(image.max()) for image in thumbnails(page)] == [0.0] * 6

@@ -5,6 +5,7 @@
   const stage = byId("stage");
   const structures = groups.flatMap((group) => group.models.map(([i, text]) => ({ group, text, i })));
   const SECONDARY = { h: "#e0527d", s: "#e0a526", c: "#8b95a5" };
+  const STEPS = 4;
   let viewer, shown = 0;
 
   const style = (colour, shape) => {
@@ -39,6 +40,51 @@
     stage.dataset.shown = String(shown);
   }
 
+  // Points of a spline through the CA atoms, STEPS to a residue.
+  function trace(text) {
+    const ca = Array.from(text.matchAll(/^ATOM.{9}CA .{14}(.{8})(.{8})(.{8})/gm), (m) => m.slice(1).map(Number));
+    const at = (i) => ca[Math.min(Math.max(i, 0), ca.length - 1)];
+    const points = [];
+    for (let k = 0; k <= STEPS * (ca.length - 1); k++) {
+      const i = Math.floor(k / STEPS), f = k / STEPS - i;
+      const [a, b, c, d] = [at(i - 1), at(i), at(i + 1), at(i + 2)];
+      points.push([0, 1, 2].map((j) => b[j] + (f / 2) * (c[j] - a[j]
+        + f * (2 * a[j] - 5 * b[j] + 4 * c[j] - d[j] + f * (3 * (b[j] - c[j]) + d[j] - a[j])))));
+    }
+    return points;
+  }
+
+  // A tube drawn from far to near on a plain canvas. In WebGL the shaders of a second context, compiled on the
+  // processor where there is no GPU, would cost more than all pictures; and these need no frame and no idle time.
+  function picture(text) {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [2 * 76, 2 * 66];
+    const pen = canvas.getContext("2d");
+    const points = trace(text);
+    const [x, y, z] = [0, 1, 2].map((j) => {
+      const values = points.map((p) => p[j]);
+      const [low, high] = [Math.min(...values), Math.max(...values)];
+      return { middle: (low + high) / 2, low, size: high - low || 1 };
+    });
+    const scale = Math.min((canvas.width - 24) / x.size, (canvas.height - 24) / y.size, 6);
+    const width = Math.min(Math.max(1.3 * scale, 3), 7);
+    pen.translate(canvas.width / 2, canvas.height / 2);
+    const stroke = (p, q, operation, cap, thickness) => {
+      [pen.globalCompositeOperation, pen.lineCap, pen.lineWidth] = [operation, cap, thickness];
+      pen.beginPath();
+      for (const end of [p, q]) pen.lineTo((end[0] - x.middle) * scale, (y.middle - end[1]) * scale);
+      pen.stroke();
+    };
+    const pieces = points.slice(1).map((q, k) => ({ p: points[k], q, along: k / points.length }));
+    for (const { p, q, along } of pieces.sort((one, other) => one.p[2] - other.p[2])) {
+      const near = (p[2] - z.low) / z.size;
+      pen.strokeStyle = `hsl(${300 * (1 - along)} ${50 + 30 * near}% ${62 - 16 * near}%)`;
+      stroke(p, q, "destination-out", "butt", width + 3); // a gap where the chain passes in front of itself
+      stroke(p, q, "source-over", "round", width);
+    }
+    return canvas;
+  }
+
   function list() {
     for (const group of groups) {
       const heading = document.createElement("h3");
@@ -55,34 +101,11 @@
         s.button.setAttribute("aria-label", `${group.name}, structure ${s.i + 1}`);
         const number = document.createElement("span");
         number.textContent = String(s.i + 1);
-        s.button.append(number);
+        s.button.append(picture(s.text), number);
         s.button.addEventListener("click", () => show(structures.indexOf(s)));
         grid.append(s.button);
       });
     }
-  }
-
-  // One at a time while the browser is idle: the page answers from the start.
-  function thumbnails() {
-    const box = document.createElement("div");
-    box.id = "workshop";
-    document.body.append(box);
-    const press = create(box);
-    const later = window.requestIdleCallback || ((f) => setTimeout(f, 20));
-    const next = (k) => {
-      if (k === structures.length) {
-        box.remove();
-        stage.dataset.thumbnails = String(k);
-        return;
-      }
-      draw(press, structures[k].text, style("rainbow", "cartoon"));
-      const image = new Image();
-      image.alt = "";
-      image.src = press.pngURI();
-      structures[k].button.prepend(image);
-      later(() => next(k + 1));
-    };
-    later(() => next(0));
   }
 
   list();
@@ -108,5 +131,4 @@
   }
   dark.addEventListener("change", () => { viewer.setBackgroundColor(backdrop(), 0); viewer.render(); });
   byId("spin").addEventListener("change", (event) => viewer.spin(event.target.checked ? "y" : false, 0.5));
-  thumbnails();
 })();
