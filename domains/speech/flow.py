@@ -192,18 +192,3 @@ class PackedGuidance(nn.Module):
         out = self.model(both, torch.cat([t, t]), SpeechCond.cat([cond, cond.drop()]), r=end).value
         given, null = (Field(half, x_t.layout) for half in out.chunk(2))
         return lerp([(w, given), (1 - w, null)])
-
-
-def with_second_time(flow: SpeechFlow, kind: str = "added", *, guidance_input: bool = False) -> SpeechFlow:
-    """A trainable copy of `flow` that also takes the end of a jump, to no effect at first; `flow` itself if it does.
-
-    kind: `added` or `mixer` (speech spec 2.1, 2.4). guidance_input: also told the strength of guidance.
-    """
-    if flow.flow_map:
-        return flow
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = F5Net(replace(flow.net.config, second_time=kind, guidance_input=guidance_input))
-    net.load_state_dict({**net.state_dict(), **flow.net.state_dict()})
-    weight = next(flow.parameters())
-    return SpeechFlow(net.to(weight.device, weight.dtype)).train(flow.training)
