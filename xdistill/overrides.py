@@ -36,7 +36,7 @@ GROUPS = (
     "eval",
     "logger",
 )
-LAWS = ("anchors", "time_law", "critic_time", "student_time")
+LAWS = ("anchors", "time_law", "critic_time", "student_time", "lam")
 CHOICES = {
     "resume": ("never", "auto", "previous"),
     "strategy.name": ("single", "ddp", "deepspeed"),
@@ -208,7 +208,7 @@ def _signature(target: type) -> set[str]:
 def _law_options() -> set[str]:
     from xdistill import times
 
-    laws = (*times._LAWS.values(), *times._ANCHORS.values())
+    laws = (*times._LAWS.values(), *times._ANCHORS.values(), *times._LAMS.values())
     return {"name"} | {f.name for law in laws for f in fields(law)}
 
 

@@ -251,7 +251,7 @@ def integrated(r: Recording) -> Iterator[CaseResult]:
     cmt, times = r.cases["cmt.all_pairs"], torch.tensor(r.cases["cmt.all_pairs"]["grid"], dtype=torch.float64)
     noise, model = Recorded([r["e"]]), Guided(r.net, 1 + r.cases[case]["w"])
     states = teacher_trajectory(model, PROCESS, Plan(times), r.x_t, r.cond, noise)  # type: ignore[arg-type]
-    ends = [tuple(shared(times[k], r.x_t.batch) for k in pair) for pair in cmt["pairs"]]
+    ends = [(shared(times[i], r.x_t.batch), shared(times[j], r.x_t.batch)) for i, j in cmt["pairs"]]
     found = [r.u(states[i], *end) for (i, _), end in zip(cmt["pairs"], ends, strict=True)]
     targets = [secant(states[i], states[j], *end) for (i, j), end in zip(cmt["pairs"], ends, strict=True)]
     yield r.check("cmt.trajectory", torch.stack([x.value for x in states]))

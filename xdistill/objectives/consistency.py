@@ -13,7 +13,7 @@ from xdistill import rng, sources
 from xdistill.errors import UsageError
 from xdistill.models import Batch, average_velocity
 from xdistill.objectives.base import LossOut, Needs, Phase
-from xdistill.objectives.flow_map import FlowMap, Velocity, mean_loss, solver_step, whole
+from xdistill.objectives.flow_map import FlowMap, Velocity, mean_loss, pick, solver_step, whole
 from xdistill.objectives.secant import at
 from xdistill.process.schedules import Linear
 from xdistill.roles import RoleView
@@ -84,7 +84,8 @@ class Consistency(FlowMap):
         """The loss of states one teacher step apart."""
         end = self.phase_end(t)
         u = average_velocity(net.train("student"), self.process, x_t, t, end, batch.cond)
-        target = jump(x_r, self.student(net, batch.cond)(x_r, r, end), r, end)
+        # At the end of a phase there is nothing to jump, and at r = 0 nothing that a clean estimate says of u.
+        target = pick(r == end, x_r, jump(x_r, self.student(net, batch.cond)(x_r, r, end), r, end))
         return self.score(jump(x_t, u, t, end), target.detach(), torch.ones_like(t))
 
     def _data(self, batch: Batch[Field], net: RoleView, generator: torch.Generator) -> list[Ends]:

@@ -171,7 +171,7 @@ class DataFlowMap(FlowMap):
     _: KW_ONLY
     instant: float = 0.5
     time_law: TimeLaw = field(default_factory=lambda: Uniform(0.0, 1.0))
-    whole_jumps: float = 0.0
+    whole_jumps: float = 0.15
     drop: float = 0.0
 
     def __post_init__(self) -> None:
@@ -229,8 +229,11 @@ def displacement(v: Velocity, x_t: Field, t: Tensor, r: Tensor, steps: int, *, h
 
 
 def solver_step(v: Velocity, x_t: Field, t: Tensor, r: Tensor, *, heun: bool = False) -> tuple[Field, Field]:
-    """(x_r, the slope that leads there): one Euler or Heun step of the ODE from t [B] to r [B]."""
+    """(x_r, the slope that leads there): one Euler or Heun step of the ODE from t [B] to r [B].
+
+    At r = 0, where a clean estimate says nothing of the velocity, Heun's is an Euler step, as in `samplers.ode`.
+    """
     slope = v(x_t, t)
     if heun:
-        slope = (slope + v(jump(x_t, slope, t, r), r)) * 0.5
+        slope = pick(r == 0, slope, (slope + v(jump(x_t, slope, t, r), r)) * 0.5)
     return jump(x_t, slope, t, r), slope

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xdistill.errors import UsageError
 from xdistill.models import Cond
@@ -10,6 +10,7 @@ from xdistill.objectives.differential import Differential
 from xdistill.objectives.flow_map import Draws
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.state import Field
+from xdistill.times import LogitNormal, TimeLaw
 
 
 @dataclass(eq=False, kw_only=True)
@@ -25,6 +26,9 @@ class ImprovedMeanFlow(Differential):
     """
 
     velocity: str = "data"
+    time_law: TimeLaw = field(default_factory=lambda: LogitNormal(-0.4, 1.0, 0.0, 1.0))
+    whole_jumps: float = 0.0
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

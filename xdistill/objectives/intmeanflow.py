@@ -20,6 +20,7 @@ class IntMeanFlow(DataFlowMap):
     Oracle: on Gaussian data targets approach the exact flow map's at the solver's order.
     """
 
+    instant: float = 0.25
     solver_steps: int = 8
     heun: bool = False
 

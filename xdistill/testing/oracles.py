@@ -177,6 +177,28 @@ class AffineGenerator(nn.Module):
         return Mixture.normal(self.mean.detach(), self.std.detach())
 
 
+class GaussianFlowMap(nn.Module):
+    """The exact average velocity of N(mean, std^2) in every coordinate, on the linear path; without r the velocity.
+
+    u = (x_t - x_r) / (t - r) with the difference divided out, so that r = t is no special case. shift: an error of the
+    clean estimate, D = x_t - t u; u is off by -shift / t. `scale` multiplies u and is there to be trained.
+    """
+
+    kind, flow_map, time_scale = Kind.VELOCITY, True, 1.0
+
+    def __init__(self, mean: float, std: float, shift: float = 0.0) -> None:
+        super().__init__()
+        self.mean, self.std, self.shift = mean, std, shift
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x_t: Field, t: Tensor, cond: Cond, *, r: Tensor | None = None) -> Field:
+        t, r = (x_t.layout.expand(s, x_t.value) for s in (t, t if r is None else r))
+        at_t, at_r = (torch.sqrt(((1 - s) * self.std) ** 2 + s**2) for s in (t, r))
+        slope = ((t + r) - self.std**2 * (2 - t - r)) / (at_t * (at_t + at_r))
+        u = slope * (x_t.value - (1 - t) * self.mean) - self.mean - self.shift / t
+        return Field((u * self.scale).to(x_t.value), x_t.layout).project()
+
+
 @dataclass(frozen=True)
 class At:
     """The time law of a single time."""
