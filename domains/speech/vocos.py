@@ -79,9 +79,9 @@ class ISTFTHead(nn.Module):
         self.out = nn.Linear(c.dim, c.mel.n_fft + 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        # a spectrum has no bf16: under autocast the last layer's output is taken back to float32
-        y = self.out(x)
-        log_magnitude, phase = (y if y.dtype == torch.float64 else y.float()).transpose(1, 2).chunk(2, dim=1)
+        # bf16 is too coarse for phases: under autocast the last layer stays in the weights' own type
+        with torch.autocast(x.device.type, enabled=False):
+            log_magnitude, phase = self.out(x.to(self.out.weight.dtype)).transpose(1, 2).chunk(2, dim=1)
         # cut before exp, which gives the same values as cutting behind it and no infinite gradient
         magnitude = log_magnitude.clamp(max=torch.tensor(LOUDEST).log().item()).exp()
         return istft(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), *self.sizes)
