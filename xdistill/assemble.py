@@ -41,18 +41,23 @@ def build_networks(cfg: DictConfig | Mapping[str, Any], domain: Domain, objectiv
         networks["critic"] = domain.critic(teacher)
     if "discriminator" in roles:
         networks["discriminator"] = domain.discriminator(teacher)
-    g = plain(cfg["guidance"])
-    if g["name"] != "none":
-        weak = domain.weak_teacher(g["weak"]) if g["name"] == "autoguidance" else None
-        guided = guide(teacher, g["name"], scale=g["scale"], weak=weak, interval=tuple(g["interval"]))
-        assert isinstance(guided, nn.Module)
-        teacher = guided
-    networks["teacher"] = teacher
+    networks["teacher"] = guided_teacher(cfg, domain, teacher)
     if plain(cfg["strategy"])["activation_checkpointing"]:
         for module in (m for net in networks.values() for m in net.modules()):
             if hasattr(module, "activation_checkpointing"):
                 module.activation_checkpointing = True  # type: ignore[assignment]
     return networks
+
+
+def guided_teacher(cfg: DictConfig | Mapping[str, Any], domain: Domain, teacher: nn.Module | None = None) -> nn.Module:
+    """The domain's teacher (or `teacher`) under the guidance that `cfg` configures."""
+    teacher, g = domain.teacher() if teacher is None else teacher, plain(cfg["guidance"])
+    if g["name"] == "none":
+        return teacher
+    weak = domain.weak_teacher(g["weak"]) if g["name"] == "autoguidance" else None
+    guided = guide(teacher, g["name"], scale=g["scale"], weak=weak, interval=tuple(g["interval"]))
+    assert isinstance(guided, nn.Module)
+    return guided
 
 
 def build_module(cfg: DictConfig, domain: Domain, objective: Objective) -> DistillModule:

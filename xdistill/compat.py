@@ -14,6 +14,7 @@ from xdistill.domain import Domain
 from xdistill.errors import UsageError
 from xdistill.guidance import scales
 from xdistill.objectives import Objective
+from xdistill.objectives.flow_map import FlowMap
 
 SCHEDULES = ("constant", "cosine_restarts")
 
@@ -26,6 +27,7 @@ def compatibility(cfg: DictConfig | Mapping[str, Any], domain: Domain, objective
     _process(cfg, domain, objective)
     _discriminator(cfg, domain, objective)
     _times(cfg["objective"])
+    _placed(cfg["sampler"], objective)
     check_steps("objective.steps", getattr(objective, "steps", 0), domain.most_steps())
     check_steps("sampler.steps", cfg["sampler"]["steps"], domain.most_steps())
     _guidance(cfg, objective)
@@ -63,6 +65,15 @@ def _times(section: Any) -> None:
             low, high = law.get("low", 0.0), law.get("high", 1.0)
             if not 0 <= low < high <= 1:
                 raise UsageError(f"objective.{key} has low={low} and high={high}: expected 0 <= low < high <= 1")
+
+
+def _placed(section: Any, objective: Objective) -> None:
+    times = section.get("times")
+    if times is None:
+        return
+    if not isinstance(objective, FlowMap):
+        raise UsageError("sampler.times is of flow maps: leave it out, or choose an objective such as splitmeanflow")
+    objective.grid(section["steps"] or len(times) - 1, times)
 
 
 def check_steps(key: str, steps: Any, most: int | None) -> None:

@@ -109,12 +109,14 @@ class EMASection:
 
 @dataclass
 class SamplerConfig:
-    """steps: network calls of the student when it generates (0: as trained). noise_scale: multiplies the noise term of
+    """steps: network calls of the student when it generates (0: as trained). times: of these calls of a flow map, from
+    1 to 0 (null: equal steps, or as `xdistill search-steps` found). noise_scale: multiplies the noise term of
     continuous samplers. temperature: divides the log-probabilities of tokens (0: the most likely). top_p: keeps the
     smallest set of tokens that has this much probability. method: the order in which tokens are revealed.
     """
 
     steps: int = 0
+    times: list[float] | None = None
     noise_scale: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
@@ -127,7 +129,8 @@ class FitConfig:
     start), or previous (from the one before, when the newest is damaged).
 
     precision: of the networks, fp32 or bf16.
-    teacher.weights: `shipped`, or a path to weights or an official checkpoint. student.init: `teacher`, `fresh` weights, or a path.
+    teacher.weights: `shipped`, or a path to weights or an official checkpoint. student.init: `teacher`, `fresh`
+    weights, or a path.
     """
 
     domain: dict[str, Any]
@@ -274,6 +277,27 @@ class BenchConfig:
     seed: int = 0
     precision: str | None = None
     compile: bool = False
+
+
+@dataclass
+class SearchStepsConfig:
+    """domain: the modality. ckpt: the run of a flow map, or a checkpoint in it. steps: network calls, one less of which
+    is placed (0: as trained). metric: what is to be best: rmse, the difference to the teacher's own many-step samples
+    from the same noise, or the name of one of the domain's metrics. num: samples of the fixed dev set. seed: of the
+    dev set and its noise. batch: samples of a network call. teacher_steps: calls of the teacher's samples (0: 64).
+    tolerance: of a time. sweeps: most rounds over all times.
+    """
+
+    domain: str
+    ckpt: str | None = None
+    steps: int = 0
+    metric: str = "rmse"
+    num: int = 32
+    seed: int = 0
+    batch: int = 32
+    teacher_steps: int = 0
+    tolerance: float = 0.01
+    sweeps: int = 3
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,38 @@ def _pick(path: Path) -> Path:
 
 
 def sampler_options(cfg: DictConfig | Mapping[str, Any], objective: Objective) -> dict[str, Any]:
-    """Options of the objective's sampler that the configuration sets; steps=0 leaves the number to the objective."""
+    """Options of the objective's sampler that the configuration sets; steps=0 and times=null leave it the choice."""
     section = plain(cfg["sampler"])
-    return {key: section[key] for key in objective.sample_keys if key in section and (key != "steps" or section[key])}
+    left = {key for key in ("steps", "times") if not section.get(key)}
+    return {key: section[key] for key in objective.sample_keys if key in section and key not in left}
+
+
+def steps_file(checkpoint: Path) -> Path:
+    """Where `search-steps` keeps the times of a checkpoint: in its run's folder, or in its own where it has no run."""
+    folder = checkpoint.resolve()
+    return (folder.parents[1] if folder.parent.name == "checkpoints" else folder) / "steps.json"
+
+
+def configured_times(loaded: Loaded, calls: int) -> list[float] | None:
+    """The times of so many calls that the run was configured with, for its sampler or its objective; None: none."""
+    for times in (plain(loaded.config["sampler"]).get("times"), getattr(loaded.objective, "times", None)):
+        if times is not None and len(times) == calls + 1:
+            return [float(t) for t in times]
+    return None
+
+
+def searched_times(loaded: Loaded, calls: int) -> list[float] | None:
+    """The times that `search-steps` found for so many calls of this very checkpoint; None: it was not asked.
+
+    Raises XDistillError when the file cannot be read.
+    """
+    path = steps_file(loaded.path)
+    if "times" not in loaded.objective.sample_keys or not path.exists():
+        return None
+    try:
+        kept = json.loads(path.read_text())
+        if kept["checkpoint"] != loaded.path.name or str(calls) not in kept["calls"]:
+            return None
+        return [float(t) for t in kept["calls"][str(calls)]["times"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise XDistillError(f"{path} is damaged: delete it, or make it again with xdistill search-steps") from error

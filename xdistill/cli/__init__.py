@@ -20,6 +20,7 @@ VERBS = {
     "extract": ("xdistill.cli.extract", "take designs out of packed shards, as single files"),
     "evaluate": ("xdistill.cli.evaluate", "measure samples of checkpoints or folders, with intervals"),
     "bench": ("xdistill.cli.bench", "time the student against its teacher"),
+    "search-steps": ("xdistill.cli.search_steps", "place the calls of a flow map's sampler where they count"),
     "list": ("xdistill.cli.listing", "the domains and objectives there are"),
     "doctor": ("xdistill.cli.doctor", "check this machine, a teacher or a run"),
 }

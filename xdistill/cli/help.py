@@ -70,6 +70,16 @@ ABOUT = {
             "xdistill bench domain=text num=512 domain.judge=ngram json=bench.json",
         ),
     ),
+    "search-steps": (
+        "xdistill search-steps domain=NAME ckpt=RUN [key=value ...]",
+        "Place the times of a flow-map student's calls by ternary search (O3S), and keep them in the run's\n"
+        "steps.json, where generate, evaluate and bench of that checkpoint find them; without it steps are equal.",
+        (
+            "xdistill search-steps domain=toy ckpt=runs/toy_interval steps=4",
+            "xdistill search-steps domain=protein ckpt=runs/protein_interval steps=4 length=64 num=16",
+            "xdistill search-steps domain=protein ckpt=runs/protein_interval steps=2 metric=score",
+        ),
+    ),
     "list": ("xdistill list", "The registered domains and objectives.", ("xdistill list",)),
     "doctor": (
         "xdistill doctor | doctor teacher domain=NAME | doctor run DIR",
@@ -83,6 +93,7 @@ SCHEMAS = {
     "extract": config.ExtractConfig,
     "evaluate": config.EvaluateConfig,
     "bench": config.BenchConfig,
+    "search-steps": config.SearchStepsConfig,
 }
 
 

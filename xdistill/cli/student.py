@@ -19,7 +19,7 @@ from xdistill.registry import nearest
 from xdistill.samplers.mask import GUIDED, method_options, token_sampler
 from xdistill.sections import build_domain, plain
 from xdistill.state import Tokens
-from xdistill.student import Loaded, judged, load_student, sampler_options
+from xdistill.student import Loaded, configured_times, judged, load_student, sampler_options, searched_times
 
 
 class Sampling(Protocol):
@@ -87,11 +87,21 @@ def options(
     if method is not None:
         token_sampler(method)
     usual = {**sampler_options(loaded.config, loaded.objective), **given}
+    if "times" in loaded.objective.sample_keys:
+        usual |= _times(loaded, usual)
     if own:
         check_method_options(loaded, usual.get("method"), own)
         usual["method_options"] = dict(own)
         try_options(loaded, usual)
     return usual
+
+
+def _times(loaded: Loaded, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the sampler's calls are: as configured, else as `search-steps` found, else left to the objective."""
+    configured = usual.get("times")
+    trained = len(configured) - 1 if configured else getattr(loaded.objective, "steps", 0)
+    calls = int(usual.get("steps", trained))
+    return {"times": configured_times(loaded, calls) or searched_times(loaded, calls)}
 
 
 def check_method_options(loaded: Loaded, method: str | None, own: Mapping[str, Any]) -> None:
