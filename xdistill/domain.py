@@ -149,6 +149,10 @@ class Domain(ABC):
     def plan(self, indices: Sequence[int], seed: int, **request: Any) -> Batch:
         """Lengths and conditions of samples `indices`; sample i depends on (seed, i) and the request alone."""
 
+    def prepare(self, model: nn.Module, batch: Batch) -> Batch:
+        """The batch with what `model` (maybe wrapped) computes once for all calls of a sampler; equal results."""
+        return batch
+
     @abstractmethod
     def teacher_samplers(self) -> Mapping[str, TeacherSampler]:
         """The teacher's own samplers by name; `reference` is the many-step one it is published with."""

@@ -184,7 +184,7 @@ def draw(
         batch = domain.plan(indices, seed, **(request or {})).to(device)
         before, already, began = counter.calls, dict(counter.others), time.perf_counter()
         with autocast(precision, device):
-            state = sampler(counter, batch, rng.per_sample(seed, indices))
+            state = sampler(counter, domain.prepare(counter, batch), rng.per_sample(seed, indices))
         seconds += time.perf_counter() - began
         calls += (counter.calls - before) * len(indices)
         others = {kind: others[kind] + n * len(indices) for kind, n in counter.since(already).items()}

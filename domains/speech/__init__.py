@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from xdistill.domain import DataSource, Domain, TeacherSampler
+from xdistill.domain import DataSource
 from xdistill.domains.speech import teacher
 from xdistill.domains.speech.data import Prompting, Utterance, UtteranceSource
 from xdistill.domains.speech.flow import SpeechFlow
 from xdistill.domains.speech.mel import MelSpec
 from xdistill.domains.speech.network import F5Config
+from xdistill.domains.speech.serving import SpeechServing
 from xdistill.domains.speech.utterances import Scale, utterances
 from xdistill.errors import UsageError
 from xdistill.process.schedules import Linear
@@ -29,8 +30,10 @@ class SpeechDomainConfig:
     size: of a network to train from nothing, `mini` or a published one. frames: mel frames of a padded batch at most.
     longest: frames to which longer sentences of aligned networks are cropped in training. masked: least and largest
     share of an utterance that training hides. audio_drop: probability that it shows no recording. scored: frames that
-    losses count, `all` or the hidden `span` (F5-TTS). guidance: w of the teacher's own samples, V + w (V - V_null).
-    reference_steps: network evaluations of the teacher's own sampler, each two calls when guided. sway: of its times.
+    losses count, `all` or the hidden `span` (F5-TTS). reference_steps: network evaluations of the teacher's own
+    sampler, each two calls when guided. sway: of its times. vocoder: what makes sound of mels, griffin_lim, mini,
+    vocos:PATH or bigvgan:PATH. watermark: `module:function` of (samples, rate) that marks the sound, null: nothing.
+    guidance: read no more (the group of that name says it); runs of before recorded it.
     """
 
     size: str = "mini"
@@ -42,13 +45,16 @@ class SpeechDomainConfig:
     guidance: float = 2.0
     reference_steps: int = 32
     sway: float = -1.0
+    vocoder: str = "griffin_lim"
+    watermark: str | None = None
 
 
-class SpeechDomain(Domain):
+class SpeechDomain(SpeechServing):
     """Mel spectrograms of sentences; see `SpeechDomainConfig` for its keys and the speech spec for the conventions."""
 
     name = "speech"
     process = Linear()
+    vocabulary: Sequence[str] | None = None
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__(cfg)
@@ -59,20 +65,29 @@ class SpeechDomain(Domain):
         self.speech = SpeechDomainConfig(**cfg)
         if self.speech.scored not in ("all", "span"):
             raise UsageError(f"domain.scored={self.speech.scored}: expected all or span")
-
-    @cached_property
-    def spec(self) -> MelSpec:
-        """The front-end of the network's mels."""
-        return MelSpec(self.teacher_config.mel_spec_type)
+        self.vocoder, self.watermark = self.speech.vocoder, self.speech.watermark
+        self.reference_steps, self.sway = self.speech.reference_steps, self.speech.sway
 
     @property
-    def teacher_config(self) -> F5Config:
-        """Of the configured teacher."""
-        return self._teacher.net.config
+    def spec(self) -> MelSpec:
+        """The front-end of the network's mels."""
+        return MelSpec(self.network_config.mel_spec_type)
+
+    @property
+    def scale(self) -> Scale:
+        """The units in which the network takes them."""
+        return Scale(self.network_config.mel_mean, self.network_config.mel_std)
+
+    @cached_property
+    def network_config(self) -> F5Config:
+        """Of the networks in use: the last that was loaded, until then a fresh one's."""
+        return F5Config.preset(self.speech.size)
 
     @cached_property
     def _teacher(self) -> SpeechFlow:
-        return teacher.load(self.teacher_weights)
+        flow, self.vocabulary = teacher.load(self.teacher_weights)
+        self.network_config = flow.net.config
+        return flow
 
     def teacher(self) -> nn.Module:
         return self._teacher
@@ -88,15 +103,16 @@ class SpeechDomain(Domain):
         return teacher.describe(module) if isinstance(module, SpeechFlow) else {}
 
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
-        return teacher.from_description(description)
+        flow = teacher.from_description(description)
+        self.network_config = flow.net.config
+        return flow
 
     def shipped_student(self) -> Path:
         return teacher.SHIPPED_STUDENT
 
     def sentences(self, split: str) -> Sequence[Utterance]:
         """The `train` or `heldout` utterances."""
-        config = F5Config.preset(self.speech.size)
-        return utterances(split, MelSpec(config.mel_spec_type), Scale(config.mel_mean, config.mel_std))
+        return utterances(split, self.spec, self.scale)
 
     def data(self, batch_size: int, seed: int) -> DataSource:
         return self._source(batch_size, seed, real=True)
@@ -109,20 +125,5 @@ class SpeechDomain(Domain):
         prompting = Prompting(tuple(c.masked), c.audio_drop, c.scored)
         return UtteranceSource(self.sentences("train"), batch_size, seed, c.frames, c.longest, prompting, real)
 
-    def plan(self, *a, **k):
-        raise NotImplementedError
-
-    def teacher_samplers(self):
-        raise NotImplementedError
-
     def metrics(self, *a, **k):
-        raise NotImplementedError
-
-    def decode(self, *a, **k):
-        raise NotImplementedError
-
-    def write(self, *a, **k):
-        raise NotImplementedError
-
-    def read(self, *a, **k):
         raise NotImplementedError

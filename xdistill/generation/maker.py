@@ -85,6 +85,7 @@ class Artist:
         rows = [*indices, *[indices[-1]] * (LEAST_ROWS - len(indices))]
         plan = loaded.domain.plan(rows, job.seed, **job.request).to(self.device)
         with autocast(job.network_precision, self.device):
+            plan = loaded.domain.prepare(self.model, plan)
             state = registry.call(
                 loaded.objective.sample,
                 job.options,
