@@ -13,12 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from xdistill import rng
+from xdistill.derivatives import safe_step, total_derivative
 from xdistill.domain import Domain
+from xdistill.errors import UsageError
 from xdistill.guidance import Guided
-from xdistill.models import Cond, denoise
+from xdistill.models import Cond, denoise, velocity
 from xdistill.process import GaussianProcess
 from xdistill.state import Field, Padded
 from xdistill.times import shared
+
+#: Relative error of a finite difference that training does not notice.
+TOLERATED = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ def check_model(model: nn.Module, process: GaussianProcess, like: Field, cond: C
         "time_sign": _time_sign,
         "mask_invariance": _mask_invariance,
         "guidance": _guidance,
+        "derivative": _derivative,
     }
     with torch.no_grad():
         return [_guarded(name, f, model, process, like.project(), cond) for name, f in checks.items()]
@@ -135,6 +141,64 @@ def _guidance(model: nn.Module, process: GaussianProcess, like: Field, cond: Con
     twice = _gap(Guided(model, 2.0)(x_t, t, cond), given * 2.0 - none)
     message = f"guidance 1 differs from the conditional model by {off:.1e}, guidance 2 from 2 c - u by {twice:.1e}"
     return Check("guidance", off == 0 and twice < 1e-4, message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slopes:
+    """How a velocity changes along its own flow: sizes of its parts |d_t v| and |d_x v . v|, and the relative errors of
+    central differences by their steps in time.
+    """
+
+    time: float
+    space: float
+    errors: Mapping[float, float]
+
+    @property
+    def safe(self) -> float | None:
+        """The largest of those steps that is off by at most 5 %."""
+        return max((step for step, error in self.errors.items() if error <= TOLERATED), default=None)
+
+
+def slopes(
+    model: nn.Module, process: GaussianProcess, like: Field, cond: Cond, steps: Sequence[float] = (5e-3, 1e-3, 1e-4)
+) -> Slopes:
+    """Measure them at t = 1/2 against forward mode; raises UsageError for a network it cannot follow.
+
+    A network that sees sinusoids of 1000 t has |d_t v| far above |d_x v . v|, and differences whose step is not below
+    its period are noise (speech spec 2.8).
+    """
+    x_t, t = _noised(process, like, 0.5)
+    t = t.clone()  # forward mode wants memory of its own for each sample's time
+
+    def f(value: Tensor, time: Tensor) -> Tensor:
+        return velocity(model, process, Field(value, x_t.layout), time, cond).value  # type: ignore[arg-type]
+
+    v, still = f(x_t.value, t), torch.zeros_like(t)
+    in_time = total_derivative(f, (x_t.value, t), (torch.zeros_like(v), torch.ones_like(t)))[1]
+    in_space = total_derivative(f, (x_t.value, t), (v, still))[1]
+    whole = in_time + in_space
+    errors = {}
+    for step in steps:
+        near = total_derivative(f, (x_t.value, t), (v, torch.ones_like(t)), backend="finite_difference", step=step)[1]
+        errors[step] = float((near - whole).norm() / whole.norm())
+    return Slopes(float(in_time.norm()), float(in_space.norm()), errors)
+
+
+def _derivative(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> Check:
+    """Which derivative along the flow an objective may ask of this network; a `time_scale` that is wrong is a fault."""
+    scale = getattr(model, "time_scale", None)
+    promised = safe_step(scale or 1.0)
+    try:
+        found = slopes(model, process, like, cond, sorted({5e-3, 1e-3, 1e-4, promised}, reverse=True))
+    except UsageError:
+        return Check("derivative", True, "forward mode cannot follow this network: derivative=finite_difference")
+    seen = f"|d_t v| = {found.time:.3g}, |d_x v . v| = {found.space:.3g}; central differences are off by " + ", ".join(
+        f"{100 * error:.2g} % at {step:g}" for step, error in found.errors.items()
+    )
+    way = "" if found.safe is None else f", or finite_difference with difference_step={found.safe:g}"
+    ok = scale is None or found.errors[promised] <= TOLERATED
+    hint = "" if ok else f"; time_scale={scale:g} of this network promises {promised:g}"
+    return Check("derivative", ok, f"{seen}: derivative=func{way}{hint}")
 
 
 def _gap(a: Field, b: Field) -> float:

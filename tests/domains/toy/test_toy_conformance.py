@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xdistill.domain import Domain
-from xdistill.domains.toy import ToyDomain
+from xdistill.domains.toy import PointNet, ToyDomain
 from xdistill.state import Field
 from xdistill.testing.conformance import check_domain, check_model
 
@@ -71,6 +72,41 @@ class TestConformance:
 
         batch = domain.data(64, 0).batch(0, 0, 1)
         assert caught in failed(check_model(Faulty(), domain.process, batch.like, batch.cond))
+
+    @pytest.mark.parametrize(("waves", "declared", "ok"), [(1, 1, True), (100, 1, False), (100, 1000, True)])
+    def test_time_scale(self, waves, declared, ok):
+        """Sinusoids of many times t make a large derivative in time, in which only a small difference sees anything."""
+
+        class Fast(PointNet):
+            time_scale = float(declared)
+
+            def _waves(self, angle):
+                return super()._waves(waves * angle)
+
+        domain = ToyDomain({})
+        torch.manual_seed(0)
+        batch = domain.data(64, 0).batch(0, 0, 1)
+        (check,) = [
+            c
+            for c in check_model(Fast(domain.process), domain.process, batch.like, batch.cond)
+            if c.name == "derivative"
+        ]
+        assert check.ok is ok, check.message
+        assert "derivative=func" in check.message
+        assert ("promises" in check.message) is not ok
+
+    def test_forward_mode_that_fails_is_said(self):
+        class Fused(PointNet):
+            def forward(self, x_t, t, cond):
+                q = x_t.value[None, None]
+                with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                    mixed = nn.functional.scaled_dot_product_attention(q, q, q)[0, 0]
+                return Field(mixed, x_t.layout)
+
+        domain = ToyDomain({})
+        batch = domain.data(64, 0).batch(0, 0, 1)
+        checks = check_model(Fused(domain.process), domain.process, batch.like, batch.cond)
+        assert "cannot follow" in next(c.message for c in checks if c.name == "derivative")
 
     def test_domain_faults_are_noticed(self, tmp_path):
         class Drifting(ToyDomain):
