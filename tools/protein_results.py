@@ -5,8 +5,9 @@
     python tools/protein_results.py --method sid_a1 --seed 0 --calls 16 --check  # make a row again, compare
 
 Every student is one any-step network (objective.steps=[1,4,8,16]) of `xdistill fit` with the same budget of macro-steps
-and batch; `sid_after_secant` starts from the secant student of its seed. The noise scale of each row is chosen on other
-samples (best `score` of the scales tried). Runs stay in runs/results and are continued when interrupted.
+and batch; `sid_after_secant` starts from the secant student of its seed. Flow maps are told their jumps instead of
+their number of calls; `mcd` has 8 phases, and jumps over them at fewer calls. The noise scale of each row is chosen on
+other samples (best `score` of the scales tried). Runs stay in runs/results and are continued when interrupted.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ COMMON = [
     "domain=protein",
     f"domain.min_length={LENGTHS[0]}",
     f"domain.max_length={LENGTHS[1]}",
-    "objective.steps=[1,4,8,16]",
     *(f"{key}={value}" for key, value in BUDGET.items()),
     *("train.max_minutes=0", "eval=none", "strategy.threads=1", "logger.progress=false", "resume=auto"),
     "optim.student={schedule: cosine_restarts, cycle: 150, lr: 1e-4}",
 ]
 CRITIC = ["objective.critic_warmup=20", "optim.critic={schedule: cosine_restarts, cycle: 150, lr_min: 1e-4}"]
 SECANT = ["target=clean", "anchors=log", "trajectories=128", "solver_steps=2", "rotate=false"]
+ANY_STEP = "objective.steps=[1,4,8,16]"
 METHODS: dict[str, list[str]] = {
     "sid_a05": ["objective=sid", "objective.alpha=0.5", *CRITIC],
     "sid_a1": ["objective=sid", "objective.alpha=1", *CRITIC],
@@ -57,13 +58,19 @@ METHODS: dict[str, list[str]] = {
     "secant": ["objective=secant", *(f"objective.{option}" for option in SECANT)],
     "sid_after_secant": ["objective=sid", "objective.alpha=1", "student=file", *CRITIC],
 }
+FLOW_MAPS: dict[str, list[str]] = {
+    "splitmeanflow": ["objective=splitmeanflow"],
+    "meanflow": ["objective=meanflow", "objective.velocity=teacher"],
+    "mcd": ["objective=consistency", "objective.steps=8"],
+}
 SHOWN = ("score", "valid_bonds", "no_clash", "valid", "handedness", "strand", "mpnn_entropy", "pairwise_tm")
 
 
 def train(method: str, seed: int, runs: Path) -> Path:
     """The run folder of one student, trained if it is not there yet."""
     out = runs / f"{method}_s{seed}"
-    chosen = [*METHODS[method], *COMMON, f"seed={seed}", f"out={out}"]
+    own = FLOW_MAPS[method] if method in FLOW_MAPS else [*METHODS[method], ANY_STEP]
+    chosen = [*own, *COMMON, f"seed={seed}", f"out={out}"]
     if method == "sid_after_secant":
         chosen.append(f"student.init={train('secant', seed, runs)}")
     fit(compose(chosen))
@@ -172,7 +179,7 @@ def _save(record: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=[*METHODS, "teacher"], help="only this one")
+    parser.add_argument("--method", choices=[*METHODS, *FLOW_MAPS, "teacher"], help="only this one")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="only this one")
     parser.add_argument("--calls", type=int, choices=CALLS, help="only this one, with --check")
     parser.add_argument("--check", action="store_true", help="train and measure again in a fresh folder and compare")
@@ -187,7 +194,7 @@ def main() -> None:
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"settings": settings, "rows": {}}
     if record["settings"] != settings:
         raise SystemExit(f"{RECORD} was made with other settings: move it away to start a new table")
-    for method in [args.method] if args.method else ["teacher", *METHODS]:
+    for method in [args.method] if args.method else ["teacher", *METHODS, *FLOW_MAPS]:
         for seed in SEEDS[:1] if method == "teacher" else SEEDS if args.seed is None else [args.seed]:
             done = any(
                 key.startswith(f"{method}: " if method == "teacher" else f"{method}/{seed}/") for key in record["rows"]
