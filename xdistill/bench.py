@@ -63,7 +63,7 @@ def cost(domain: Domain, network: nn.Module, sampler: Draw, s: Setting, size: in
     with autocast(s.precision, s.device):
         for _ in range(s.repeats + cold):
             calls, others, inside.seconds, began = model.calls, dict(model.others), 0.0, time.perf_counter()
-            sampler(model, batch, rng.per_sample(s.seed, indices))
+            sampler(model, domain.prepare(model, batch), rng.per_sample(s.seed, indices))
             inside.wait()
             seconds.append(time.perf_counter() - began)
             shares.append(seconds[-1] / inside.seconds - 1)

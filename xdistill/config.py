@@ -161,7 +161,8 @@ class GenerateConfig:
     temperature, top_p, method: how tokens are drawn (none: as configured in the run; see sampler of fit).
     method.OPTION: of the method, as in method=dual_cache method.block=16, or method=rgas method.ratio=0.5, which asks
     the discriminator that a run of objective=didi keeps. stream: true shows one text while it is written, and keeps
-    no file; out=- writes lines to the standard output.
+    no file; speech goes to the file out=NAME.wav (or .flac; - is raw 16-bit samples on the standard output) as parts
+    are done; out=- writes lines to the standard output.
     format: of the files, or packed, many designs in one file (none: the domain's first; of text packed, as lines of
     JSON). shard: designs written and recorded at once (0: 1024, or one batch up to 1024 designs). filter: names of the
     domain's filters, cheapest first,

@@ -22,6 +22,7 @@ from xdistill.exchange import (
     Metric,
     ModelMetrics,
     Neighbours,
+    Recorder,
     TeacherSampler,
     Verdict,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Metric",
     "ModelMetrics",
     "Neighbours",
+    "Recorder",
     "TeacherSampler",
     "Verdict",
     "clone",
@@ -237,6 +239,20 @@ class Domain(ABC):
     def partial(self, state: Any) -> str:
         """The first sample of a batch that is still being drawn, as text for a terminal."""
         raise UsageError(f"domain '{self.name}' shows no unfinished samples: leave out stream=true")
+
+    def notice(self, **request: Any) -> str | None:
+        """What `generate` says before it serves a request: what the user has to know, or nothing."""
+        return None
+
+    def parts(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], int] | None:
+        """For stream=true: an opened request whose samples 0..n-1, one after the other, are the one that is asked for,
+        and n. None: a sample has no parts, `partial` shows it.
+        """
+        return None
+
+    def recorder(self, out: str) -> Recorder:
+        """What joins the parts of a streamed sample in the file `out`, or on the standard output (`-`)."""
+        raise UsageError(f"domain '{self.name}' streams no samples: leave out stream=true")
 
     @abstractmethod
     def write(self, sample: Any, path: Path) -> Path:

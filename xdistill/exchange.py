@@ -98,6 +98,19 @@ class DataReport(Protocol):
         """Write it as JSON."""
 
 
+class Recorder(Protocol):
+    """Joins samples as they come. seconds: that they last when they are played."""
+
+    @property
+    def seconds(self) -> float: ...
+
+    def add(self, sample: Any) -> None:
+        """Write one more; what is written can be played at once."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
 class TeacherSampler(Protocol):
     """A sampler of the teacher at a free number of network calls; it also takes the option that `curve_axes` names."""
 

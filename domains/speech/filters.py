@@ -16,7 +16,10 @@ from xdistill.errors import UsageError
 
 @dataclass(frozen=True)
 class Audible:
-    """Utterances that are neither silent nor broken. silence: most share of silent frames. level: least mean level (see `design_metrics`)."""
+    """Utterances that are neither silent nor broken.
+
+    silence: most share of silent frames. level: least `level_db` (see `design_metrics`).
+    """
 
     silence: float = 0.6
     level: float = -30.0

@@ -130,18 +130,17 @@ class SpeechFlow(nn.Module):
 
         return Field(-self._by_length(mask, cond.mask, run), x_t.layout)
 
-    def prepare(self, cond: SpeechCond, layout: Padded) -> SpeechCond:
-        """The same condition with its text embedded once for all calls of a sampler."""
+    def prepare(self, cond: SpeechCond, layout: Padded, *, null: bool = True) -> SpeechCond:
+        """The same condition with its text embedded once for all calls of a sampler; `null`: also the absent text."""
 
         def run(dropped: Tensor | None, rows: Tensor | slice, n: int, seen: Tensor | None) -> Tensor:
             return self._embed(replace(cond, dropped=dropped).take(rows), n, seen)
 
+        def embedded(dropped: Tensor | None) -> Tensor:
+            return self._by_length(layout.mask, cond.mask, lambda rows, n, seen: run(dropped, rows, n, seen))
+
         none = torch.ones(len(cond.ids), dtype=torch.bool, device=cond.ids.device)
-        text, null = (
-            self._by_length(layout.mask, cond.mask, lambda rows, n, seen, d=d: run(d, rows, n, seen))  # type: ignore[misc]
-            for d in (cond.dropped, none)
-        )
-        return replace(cond, text=text, null=null)
+        return replace(cond, text=embedded(cond.dropped), null=embedded(none) if null else None)
 
     def _embed(self, c: SpeechCond, n: int, seen: Tensor | None) -> Tensor:
         drop: bool | Tensor = False if c.dropped is None else c.dropped

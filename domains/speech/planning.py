@@ -61,7 +61,7 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One row of a batch: ids and features as `SpeechCond` has them, its frames, and the prompt in the network's units."""
+    """One row of a batch: ids and features of `SpeechCond`, its frames, and the prompt in the network's units."""
 
     line: Line
     ids: Tensor

@@ -6,16 +6,18 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xdistill.domains.speech.voices import Voice, read_voice
+from xdistill.domains.speech.prompting import chunk_bytes, chunks
+from xdistill.domains.speech.voices import RATE, Voice, read_voice
 from xdistill.errors import UsageError
 from xdistill.registry import nearest
 
 STDIN = "-"
+PART_BYTES = 60  # of a streamed part: about 4 seconds, as long as what aligned networks are trained on
 #: Keys of a request, those that `texts=` may give in each line first.
 LINE_KEYS = ("text", "ref", "ref_text", "duration", "speed")
 FILE_KEYS = ("vocoder", "watermark")
@@ -89,6 +91,23 @@ def parse_request(request: Mapping[str, Any]) -> Asks | None:
             raise UsageError(f"{next(iter(given))}= says how, but not what: add text= or texts=")
         return None
     return Asks((_ask(given, "text="),), "")
+
+
+def parts(asked: Asks | None, aligned: bool) -> Asks:
+    """One request cut into those that are said one after the other: short ones, so that the first is soon heard.
+
+    Raises UsageError for anything but one text, and for a duration, which is of a whole.
+    """
+    if asked is None or len(asked) != 1:
+        raise UsageError("stream=true says one text as it is made: give text=, or texts= of one line")
+    ask = asked.asks[0]
+    if ask.duration is not None:
+        raise UsageError("duration= is of a whole text: leave it out with stream=true, or give speed=")
+    limit = PART_BYTES
+    if not aligned and ask.voice is not None:
+        limit = chunk_bytes(ask.voice.text, len(ask.voice.wave) / RATE, ask.speed)
+    said = [text for text in chunks(ask.text, limit) if any(c.isalnum() for c in text)]
+    return Asks(tuple(replace(ask, text=text) for text in said or [ask.text]), asked.identity)
 
 
 def _ask(given: Mapping[str, Any], where: str) -> Ask:

@@ -1,4 +1,4 @@
-"""What `generate` asks of the speech domain: requests, plans, sound files, filters, likeness; and the teacher's samplers."""
+"""What `generate` asks of the speech domain: requests, plans, sound files, likeness; and the teacher's samplers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from xdistill.domain import Domain, FilterFactory, TeacherSampler
+from xdistill.domain import Domain, FilterFactory, Recorder, TeacherSampler
 from xdistill.domains.speech import codec, corpus, planning, requests, spoken
 from xdistill.domains.speech.data import Utterance
 from xdistill.domains.speech.filters import FILTERS
-from xdistill.domains.speech.flow import SpeechCond, SpeechFlow
+from xdistill.domains.speech.flow import PackedGuidance, SpeechCond, SpeechFlow
 from xdistill.domains.speech.grids import f5_plan
 from xdistill.domains.speech.network import F5Config
 from xdistill.domains.speech.planning import Reader
+from xdistill.domains.speech.sound_stream import SoundRecorder
 from xdistill.domains.speech.spoken import Spoken
 from xdistill.domains.speech.tokens import SpeechTokenizer
+from xdistill.guidance import Guided
 from xdistill.models import Batch
 from xdistill.process import GaussianProcess
 from xdistill.rng import Generator
@@ -93,11 +95,12 @@ class SpeechServing(Domain):
         return planning.batch([planning.again(u, texts[u.id], self.reader) for u in chosen], self.reader)
 
     def prepare(self, model: nn.Module, batch: Batch) -> Batch:
-        """Text is embedded once for all calls of a sampler; two networks with texts of their own embed it themselves."""
+        """Text is embedded once for all calls of a sampler; where there are two networks, each embeds it itself."""
         flows = [m for m in model.modules() if isinstance(m, SpeechFlow)]
         if len(flows) != 1 or not isinstance(batch.cond, SpeechCond) or not isinstance(batch.like.layout, Padded):
             return batch
-        return replace(batch, cond=flows[0].prepare(batch.cond, batch.like.layout))
+        guided = any(isinstance(m, Guided | PackedGuidance) for m in model.modules())
+        return replace(batch, cond=flows[0].prepare(batch.cond, batch.like.layout, null=guided))
 
     def decode(self, sample: Field) -> list[Spoken]:
         """Natural-log mels with what they say."""
@@ -110,6 +113,20 @@ class SpeechServing(Domain):
         codec.vocoder(changed.vocoder, self.reader.spec)
         codec.find_watermark(changed.watermark)
         return changed
+
+    def notice(self, **request: Any) -> str | None:
+        asked = requests.parse_request(request)
+        if asked is None or all(ask.voice is None for ask in asked.asks):
+            return None
+        return "ref=: imitate a voice only if the person it belongs to agreed; the files say that they are synthetic"
+
+    def parts(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        asks = requests.parts(requests.parse_request(request), self.reader.config.aligned)
+        kept = {key: value for key, value in request.items() if key in requests.FILE_KEYS}
+        return {**kept, "texts": asks}, len(asks)
+
+    def recorder(self, out: str) -> Recorder:
+        return SoundRecorder(out, self.waveform, codec.find_watermark(self.watermark))
 
     def waveform(self, sample: Spoken) -> NDArray[np.float32]:
         """[samples] at 24 kHz, as files hold it but for the watermark."""

@@ -104,7 +104,7 @@ def _spoken(mel: Tensor, line: Line, kind: str) -> Spoken:
 
 
 def similarity(a: Spoken, b: Spoken) -> float:
-    """exp(-distance / 2 nats) of the root mean square distance of the mels, both brought to the shorter one's frames."""
+    """exp(-d / 2), d the root mean square distance in nats of the mels, both brought to the shorter one's frames."""
     n = min(len(a), len(b))
     x, y = (_resized(s.mel - np.float32(np.log(s.gain)), n) for s in (a, b))
     distance = float(np.sqrt(((x - y) ** 2).mean()))
@@ -126,7 +126,9 @@ RANKING = {"silence": "low", "level_db": "high"}
 
 
 def design_metrics(sample: Spoken) -> dict[str, float | int | bool]:
-    """seconds of sound; level_db: of all band magnitudes (speech: 20 to 30 with vocos mels); silence: share of frames 40 dB below the loudest."""
+    """seconds of sound; level_db: of all band magnitudes (speech: 20 to 30 with vocos mels); silence: share of frames
+    40 dB below the loudest.
+    """
     levels = sample.levels
     if not len(levels):
         return {"seconds": 0.0, "level_db": -100.0, "silence": 1.0, "characters": len(sample.text)}

@@ -43,8 +43,14 @@ def run(args: Sequence[str]) -> int:
     if cfg.compile and cfg.engine == "local":
         check_compiler(work.devices[0])
     choice = _choice(cfg, job)
+    if said := job.domain.notice(**job.request):
+        print(said, file=sys.stderr)
     if cfg.stream:
-        return _watch(job, work.devices[0])
+        parts = job.domain.parts(job.request)
+        if parts is None:
+            _refuse(pairs, "out")
+            return _watch(job, work.devices[0])
+        return _record(replace(job, request=parts[0], num=parts[1]), cfg.out, work.devices[0])
     if cfg.out == "-":
         return _lines(cfg, job, work.devices[0])
     columns = (
@@ -87,13 +93,37 @@ def engine(cfg: GenerateConfig) -> Engine:
 
 
 def _alone(cfg: GenerateConfig, pairs: Mapping[str, str]) -> GenerateConfig:
-    """The request for one text on the terminal; raises UsageError for anything that asks for more."""
-    for key in ("out", "keep", "filter", "format", "workers", "engine"):
-        if key in pairs:
-            raise UsageError(f"{key}={pairs[key]}: stream=true shows one text and keeps no file: leave it out")
+    """The request for one streamed sample; raises UsageError for anything that asks for more."""
+    _refuse(pairs, "keep", "filter", "format", "workers", "engine")
     if cfg.num != 1 and "num" in pairs:
         raise UsageError(f"num={cfg.num}: stream=true shows one text: leave it out")
     return replace(cfg, num=1)
+
+
+def _refuse(pairs: Mapping[str, str], *keys: str) -> None:
+    for key in keys:
+        if key in pairs:
+            raise UsageError(f"{key}={pairs[key]}: stream=true shows one text and keeps no file: leave it out")
+
+
+def _record(job: Job, out: str, device: str) -> int:
+    """Parts of one sample into a file as they are done, and how long the first one took."""
+    from xdistill.generation.lines import in_parts
+
+    recorder, began, first = job.domain.recorder(out), time.perf_counter(), 0.0
+    try:
+        for sample in in_parts(job, device):
+            recorder.add(sample)
+            first = first or time.perf_counter() - began
+    finally:
+        recorder.close()
+    took, lasts = time.perf_counter() - began, recorder.seconds
+    print(
+        f"{lasts:.1f} s in {job.num} parts, the first after {first:.2f} s, all after {took:.2f} s "
+        f"(real-time factor {took / max(lasts, 1e-9):.2f})",
+        file=sys.stderr,
+    )
+    return 0
 
 
 def _watch(job: Job, device: str) -> int:

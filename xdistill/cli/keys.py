@@ -59,13 +59,19 @@ def read(
 ) -> tuple[T, dict[str, Any]]:
     """An instance of `schema`, and what was given of the keys `also` (a domain's request); `texts` stay as written.
 
+    A key `say.*` of `also` takes any `say.NAME=VALUE`, and gives `say` as a dictionary of texts.
+
     Raises UsageError for an unknown key (with the nearest one), a wrong type or a value out of range.
     """
     types, also = get_type_hints(schema), also or {}
-    values, request = {}, {}
+    values: dict[str, Any] = {}
+    request: dict[str, Any] = {}
     for key, text in pairs.items():
         name = key.replace(".", "_")  # ray.address is the field ray_address
-        if key in also:
+        group, _, rest = key.partition(".")
+        if rest and f"{group}.*" in also:
+            request.setdefault(group, {})[rest] = text
+        elif key in also:
             request[key] = text if key in texts else _plain(text)
         elif name in types:
             values[name] = _typed(schema, name, text, types[name])

@@ -76,6 +76,16 @@ def watch(job: Job, device: torch.device | str, on_state: Callable[[Any], None])
         artist.close()
 
 
+def in_parts(job: Job, device: torch.device | str) -> Iterator[Any]:
+    """Designs 0..num-1 in order, each drawn by itself when it is asked for: the first is there as soon as can be."""
+    artist = Artist(job, device, least=1)
+    try:
+        for index in range(job.num):
+            yield artist.draw(Shard(index, ((index,),))).designs[index].sample
+    finally:
+        artist.close()
+
+
 def check_lines(domain: Domain) -> None:
     """Raise UsageError when the designs of a domain are no lines."""
     if not domain.packed_lines:

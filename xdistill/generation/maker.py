@@ -53,10 +53,10 @@ class Made:
 
 
 class Artist:
-    """Draws designs with a job's student on one device."""
+    """Draws designs with a job's student on one device. least: rows of a call, see `LEAST_ROWS`."""
 
-    def __init__(self, job: Job, device: torch.device | str = "cpu") -> None:
-        self.job, self.device = job, device
+    def __init__(self, job: Job, device: torch.device | str = "cpu", least: int = LEAST_ROWS) -> None:
+        self.job, self.device, self.least = job, device, least
         model = job.loaded.model.eval().to(device)
         self.model = CallCounter(Compiled(model, device) if job.compile else model)
 
@@ -82,7 +82,7 @@ class Artist:
     def _batch(self, indices: Sequence[int]) -> tuple[list[Any], list[int]]:
         """Samples of one padded width; a batch of few is filled up with copies of its last (see `LEAST_ROWS`)."""
         job, loaded = self.job, self.job.loaded
-        rows = [*indices, *[indices[-1]] * (LEAST_ROWS - len(indices))]
+        rows = [*indices, *[indices[-1]] * (self.least - len(indices))]
         plan = loaded.domain.plan(rows, job.seed, **job.request).to(self.device)
         with autocast(job.network_precision, self.device):
             plan = loaded.domain.prepare(self.model, plan)
