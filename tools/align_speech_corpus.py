@@ -7,19 +7,14 @@ import hashlib
 from collections import Counter
 
 from xdistill.domains.speech import alignment, corpus
+from xdistill.domains.speech.mel import MelSpec
 from xdistill.errors import XDistillError
-
-FRAME_RATE, HOP = 24000 / 256, 256
 
 
 def line(clip: corpus.Clip) -> str:
-    samples = clip.audio()
-    segments = alignment.align(samples, clip.text)
-    frames = -(-len(samples) * 3 // 2) // HOP + 1
-    spoken = alignment.phones_of(segments)
-    durations = alignment.durations(segments, frames, FRAME_RATE)
+    spoken, durations = alignment.align_to_mel(clip.audio(), corpus.RATE, clip.text, MelSpec("vocos"))
     columns = [spoken.phones, durations, spoken.words, [mark or "-" for mark in spoken.marks]]
-    return "\t".join([clip.id, str(frames), *(" ".join(map(str, column)) for column in columns)])
+    return "\t".join([clip.id, str(sum(durations)), *(" ".join(map(str, column)) for column in columns)])
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python tools/train_speech_durations.py [--dev]
 
-Writes `domains/speech/assets/durations.safetensors` with what it measured on the held-out clips. `--dev` writes nothing:
+Writes `domains/speech/assets/durations.safetensors` with what it measured on held-out clips. `--dev` writes nothing:
 it trains on seven eighths of the training clips and measures on the rest, to choose settings by.
 """
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from xdistill.domains.speech.lexicon import pronunciations
+from xdistill.domains.speech.mel import MelSpec
 from xdistill.domains.speech.normalise import Token, tokens
 from xdistill.domains.speech.phones import INDEX, SILENCE, Phones
+from xdistill.domains.speech.resampling import resample
 from xdistill.errors import UsageError, XDistillError
 
 RATE = 16000
@@ -54,6 +56,16 @@ def align(samples: np.ndarray, text: str) -> list[Segment]:
         except _MisfitError as error:
             problem = error
     raise problem
+
+
+def align_to_mel(samples: np.ndarray, rate: int, text: str, spec: MelSpec) -> tuple[Phones, list[int]]:
+    """Phones of float samples [n] at `rate` Hz and their durations, which sum to the frames of the recording's mel.
+
+    Raises as `align` and `durations`.
+    """
+    segments = align(resample(samples, rate, RATE), text)
+    frames = spec.frames(-(-len(samples) * spec.sample_rate // rate))
+    return phones_of(segments), durations(segments, frames, spec.frame_rate)
 
 
 def phones_of(segments: Sequence[Segment]) -> Phones:

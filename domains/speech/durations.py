@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -20,21 +21,22 @@ _LONG = 12
 
 def features(phones: Phones) -> tuple[Tensor, Tensor]:
     """(ids [N, 2] int64: phone and mark; scalars [N, 12]): place in the word and in the phrase between two silences."""
-    ids = torch.tensor([phones.ids(), phones.mark_ids()]).T
-    count = len(phones)
+    marks, starts, ends = phones.mark_ids(), phones.starts(), phones.ends()
+    ids = torch.tensor([phones.ids(), marks]).T
     silent = [name == SILENCE for name in phones.phones]
+    silences = [0, *accumulate(silent)]
     in_word = _runs(phones.words)
-    in_phrase = _runs([sum(silent[:i]) * 2 + silent[i] for i in range(count)])
-    ahead = [next((m for m in phones.mark_ids()[i:] if m), 0) for i in range(count)]
+    in_phrase = _runs([2 * silences[i] + flag for i, flag in enumerate(silent)])
+    ahead = list(accumulate(reversed(marks), lambda later, mark: mark or later))[::-1]
+    last = len(phones) - 1
     rows = [
         [
-            *(float(flag) for flag in (silent[i], phones.phones[i] in VOWELS, i == 0, i == count - 1)),
-            *(float(flag) for flag in (phones.starts()[i], phones.ends()[i])),
+            *(float(flag) for flag in (silent[i], phones.phones[i] in VOWELS, i == 0, i == last, starts[i], ends[i])),
             *(min(value, _LONG) / _LONG for value in (*in_word[i], *in_phrase[i])),
             float(ahead[i] == MARKS.index(",")),
             float(ahead[i] == MARKS.index("?")),
         ]
-        for i in range(count)
+        for i in range(len(phones))
     ]
     return ids, torch.tensor(rows)
 
