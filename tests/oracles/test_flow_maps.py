@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xdistill import rng
+from xdistill.compat import compatibility
+from xdistill.config import compose
 from xdistill.derivatives import safe_step, total_derivative
 from xdistill.domains.toy import MixtureTeacher, PointNet, ToyDomain
 from xdistill.errors import UsageError
@@ -28,6 +30,7 @@ from xdistill.objectives.mid_training import MidTraining, secant
 from xdistill.process import Kind, Linear
 from xdistill.roles import RoleView, phase_grads
 from xdistill.samplers.flow_map import flow_map, jump
+from xdistill.sections import build_domain, build_objective
 from xdistill.state import Dense, Field, Padded
 from xdistill.testing.harness import run_macro_step, train
 from xdistill.testing.oracles import GaussianFlowMap, gaussian_flow_map, gaussian_velocity, normal_nodes
@@ -551,6 +554,21 @@ class TestErrors:
         with pytest.raises(UsageError, match="derivative=finite_difference, or choose an objective without"):
             total_derivative(lambda x: attend(x, True), (x,), (x,))
         total_derivative(lambda x: attend(x, True), (x,), (x,), backend="finite_difference")
+
+    @pytest.mark.parametrize("objective", ["meanflow", "alphaflow", "improved_meanflow"])
+    def test_forward_mode_under_zero3(self, objective):
+        """Refused before anything starts, with both ways out; each of them goes, and so do objectives without it."""
+
+        def check(*args):
+            cfg = compose(["domain=toy", *args])
+            domain = build_domain(cfg)
+            compatibility(cfg, domain, build_objective(cfg, domain))
+
+        with pytest.raises(UsageError, match="derivative=finite_difference, or strategy=deepspeed_z2"):
+            check(f"objective={objective}", "strategy=deepspeed_z3")
+        check(f"objective={objective}", "strategy=deepspeed_z3", "objective.derivative=finite_difference")
+        check(f"objective={objective}", "strategy=deepspeed_z2")
+        check("objective=splitmeanflow", "strategy=deepspeed_z3")
 
     def test_needs(self):
         assert meanflow().needs.derivative

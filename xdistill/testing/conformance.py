@@ -185,7 +185,10 @@ def slopes(
 
 
 def _derivative(model: nn.Module, process: GaussianProcess, like: Field, cond: Cond) -> Check:
-    """Which derivative along the flow an objective may ask of this network; a `time_scale` that is wrong is a fault."""
+    """Which derivative along the flow an objective may ask of this network.
+
+    A `time_scale` whose difference fails where a smaller one works is a fault; where none works, the network jumps.
+    """
     scale = getattr(model, "time_scale", None)
     promised = safe_step(scale or 1.0)
     try:
@@ -195,7 +198,11 @@ def _derivative(model: nn.Module, process: GaussianProcess, like: Field, cond: C
     seen = f"|d_t v| = {found.time:.3g}, |d_x v . v| = {found.space:.3g}; central differences are off by " + ", ".join(
         f"{100 * error:.2g} % at {step:g}" for step, error in found.errors.items()
     )
-    way = "" if found.safe is None else f", or finite_difference with difference_step={found.safe:g}"
+    if found.safe is None:
+        return Check(
+            "derivative", True, f"{seen}: no difference is safe (binned features?), derivative=func sees no bins"
+        )
+    way = f", or finite_difference with difference_step={found.safe:g}"
     ok = scale is None or found.errors[promised] <= TOLERATED
     hint = "" if ok else f"; time_scale={scale:g} of this network promises {promised:g}"
     return Check("derivative", ok, f"{seen}: derivative=func{way}{hint}")
