@@ -14,6 +14,7 @@ from xdistill.domain import DataSource
 from xdistill.domains.speech import teacher
 from xdistill.domains.speech.data import Prompting, Utterance, UtteranceSource
 from xdistill.domains.speech.flow import SpeechFlow
+from xdistill.domains.speech.measuring import SpeechMeasuring
 from xdistill.domains.speech.mel import MelSpec
 from xdistill.domains.speech.network import F5Config
 from xdistill.domains.speech.serving import SpeechServing
@@ -49,7 +50,7 @@ class SpeechDomainConfig:
     watermark: str | None = None
 
 
-class SpeechDomain(SpeechServing):
+class SpeechDomain(SpeechMeasuring, SpeechServing):
     """Mel spectrograms of sentences; see `SpeechDomainConfig` for its keys and the speech spec for the conventions."""
 
     name = "speech"
@@ -100,10 +101,14 @@ class SpeechDomain(SpeechServing):
         return teacher.with_second_time(network)
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
-        return teacher.describe(module) if isinstance(module, SpeechFlow) else {}
+        if not isinstance(module, SpeechFlow):
+            return {}
+        symbols = {} if self.vocabulary is None else {"vocabulary": list(self.vocabulary)}
+        return teacher.describe(module) | symbols
 
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
-        flow = teacher.from_description(description)
+        self.vocabulary = description.get("vocabulary", self.vocabulary)
+        flow = teacher.from_description({k: v for k, v in description.items() if k != "vocabulary"})
         self.network_config = flow.net.config
         return flow
 
@@ -125,5 +130,9 @@ class SpeechDomain(SpeechServing):
         prompting = Prompting(tuple(c.masked), c.audio_drop, c.scored)
         return UtteranceSource(self.sentences("train"), batch_size, seed, c.frames, c.longest, prompting, real)
 
-    def metrics(self, *a, **k):
-        raise NotImplementedError
+    @staticmethod
+    def replay(directory: Path) -> list[Any]:
+        """Replay recorded fixtures (see xdistill.testing.parity)."""
+        from xdistill.domains.speech import parity
+
+        return parity.replay(directory)

@@ -17,6 +17,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from xdistill.domains.speech.audio import SUFFIXES
 from xdistill.domains.speech.mel import MelSpec, mel
 from xdistill.domains.speech.spoken import Spoken
 from xdistill.domains.speech.vocoder import Vocoder, load_vocoder
@@ -26,7 +27,6 @@ from xdistill.generation.shards import replace_file
 from xdistill.registry import nearest
 
 FORMATS = ("wav", "flac", "npz")
-SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 PACKED_SUFFIX = ".mels.npz"
 COMMENT = "synthetic speech, xdistill"
 
@@ -84,8 +84,13 @@ def sound(wave: NDArray[np.float32], rate: int, format: str, text: str = "") -> 
     out = BytesIO()
     with soundfile.SoundFile(out, "w", rate, 1, "PCM_16", format=format.upper()) as file:
         tag(file, text)
-        file.write(wave.clip(-1, 1))
+        file.write(whole(wave))
     return out.getvalue()
+
+
+def whole(wave: NDArray[np.float32]) -> NDArray[np.int16]:
+    """16-bit samples, as `audio.encode` rounds them; what is beyond full scale is cut."""
+    return np.round(np.clip(wave.astype(np.float64), -1, 1) * 32767).astype(np.int16)
 
 
 def tag(file: soundfile.SoundFile, text: str) -> None:
@@ -137,10 +142,10 @@ def _words(path: Path) -> str:
 
 def read(folder: Path, spec: MelSpec) -> list[Spoken]:
     """Utterances of a folder's sounds and mels, in the order of their names."""
-    found = sorted(p for p in folder.iterdir() if p.suffix in (*SOUNDS, ".npz") and not p.name.startswith("."))
+    found = sorted(p for p in folder.iterdir() if p.suffix in (*SUFFIXES, ".npz") and not p.name.startswith("."))
     found = [p for p in found if not p.name.endswith(PACKED_SUFFIX)]
     if not found:
-        raise XDistillError(f"{folder}: no {', '.join((*SOUNDS, '.npz'))} files to read")
+        raise XDistillError(f"{folder}: no {', '.join((*SUFFIXES, '.npz'))} files to read")
     return [load(path, spec) for path in found]
 
 

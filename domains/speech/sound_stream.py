@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from xdistill.domains.speech.codec import Watermark, tag
+from xdistill.domains.speech.codec import Watermark, tag, whole
 from xdistill.domains.speech.prompting import FADE_SECONDS
 from xdistill.domains.speech.spoken import Spoken
 from xdistill.errors import UsageError
@@ -74,8 +74,8 @@ class SoundRecorder:
     def _write(self, wave: NDArray[np.float32]) -> None:
         self.written += len(wave)
         if self.file is not None:
-            self.file.write(wave.clip(-1, 1))
+            self.file.write(whole(wave))
             self.file.flush()
         elif self.path is None:
-            sys.stdout.buffer.write((wave.clip(-1, 1) * 32767).astype("<i2").tobytes())
+            sys.stdout.buffer.write(whole(wave).astype("<i2").tobytes())
             sys.stdout.buffer.flush()

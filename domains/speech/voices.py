@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xdistill.domains.speech import audio
 from xdistill.domains.speech.prompting import PROMPT_SECONDS, levelled, shortened
-from xdistill.domains.speech.resampling import resample
 from xdistill.errors import UsageError, XDistillError
 
 RATE = 24000  # of both front-ends
@@ -66,25 +65,20 @@ def read_audio(path: str | Path, rate: int = RATE, most: float | None = None) ->
     most: seconds; longer files are refused before they are read. Raises XDistillError, one line, for what is missing,
     no audio, empty, not finite or longer.
     """
-    if not Path(path).is_file():
-        raise XDistillError(f"{path} does not exist: {ADVICE}")
-    try:
-        info = soundfile.info(str(path))
-        if most is not None and info.duration > most:
-            raise XDistillError(
-                f"{path} is {_length(info.duration)} long, a voice prompt has at most {most:g} s: cut out a part, and "
-                "give what that part says"
-            )
-        if info.samplerate < LEAST_RATE:
-            raise XDistillError(f"{path} has {info.samplerate} samples a second: expected {LEAST_RATE} or more")
-        found, own = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise XDistillError(f"{path} is no sound file ({error.error_string.rstrip('.')}): {ADVICE}") from None
-    if not len(found):
+    info = audio.info(path)
+    if not info.frames:
         raise XDistillError(f"{path} is empty: {ADVICE}")
+    if most is not None and info.seconds > most:
+        raise XDistillError(
+            f"{path} is {_length(info.seconds)} long, a voice prompt has at most {most:g} s: cut out a part, and give "
+            "what that part says"
+        )
+    if info.rate < LEAST_RATE:
+        raise XDistillError(f"{path} has {info.rate} samples a second: expected {LEAST_RATE} or more")
+    found = audio.read(path, rate)
     if not np.isfinite(found).all():
         raise XDistillError(f"{path} has NaN or infinite samples: {ADVICE}")
-    return resample(found.mean(1), own, rate)
+    return found
 
 
 def _length(seconds: float) -> str:
