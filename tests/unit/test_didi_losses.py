@@ -15,6 +15,7 @@ from xdistill.domains.toy.tokens import TokenNet
 from xdistill.errors import UsageError
 from xdistill.models import Batch, NoCond
 from xdistill.objectives import didi_losses as terms
+from xdistill.objectives.categorical import entropy
 from xdistill.objectives.didi import DiDi
 from xdistill.objectives.didi_rollout import two_jumps
 from xdistill.process import MaskProcess
@@ -127,7 +128,7 @@ def test_advantages_ignore_ties_and_see_their_group_alone() -> None:
 
 def test_entropy_and_divergence_of_impossible_tokens() -> None:
     log_p = torch.tensor([[0.0, -1e6], [-0.7, -0.7]]).log_softmax(1).requires_grad_()
-    value = terms.entropy(log_p).sum() + terms.divergence(log_p.detach().flip(0), log_p, "forward").sum()
+    value = entropy(log_p).sum() + terms.divergence(log_p.detach().flip(0), log_p, "forward").sum()
     value.backward()
     assert log_p.grad is not None
     assert log_p.grad.isfinite().all()

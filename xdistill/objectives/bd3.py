@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from xdistill.process.mask import uniforms
 from xdistill.rng import Generator
 from xdistill.roles import RoleView
 from xdistill.samplers.block import Stop, by_blocks
-from xdistill.samplers.draws import TokenDraw
 from xdistill.state import Tokens
 
 
@@ -86,26 +84,23 @@ class BD3(MDLM):
         per_sample = nelbo / x0.elements.float().mean()  # a token counts the same in every sequence
         return LossOut(per_sample, {"loss": per_sample.detach()})
 
-    def sample(
+    def default_calls(self, like: Tokens) -> int:
+        return max(self.sample_steps, -(-like.ids.shape[1] // self.block))
+
+    def reveal(
         self,
         model: TokenModel,
         like: Tokens,
         cond: Cond,
         generator: Generator,
-        *,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        method: str = "ancestral",
-        method_options: Mapping[str, Any] = MappingProxyType({}),
+        steps: int,
+        chosen: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> Tokens:
-        """`steps` calls of a sampler of `samplers.mask`, shared by the blocks; rows may end before their length."""
-        draw, z = TokenDraw(temperature, top_p), self.process.prior(like, generator)
-        steps = steps or max(self.sample_steps, -(-like.ids.shape[1] // self.block))
-        return by_blocks(
-            model, self.process, steps, z, generator, block=self.block, method=method, draw=draw, stop=self.stop,
-            options=method_options,
-        )  # fmt: skip
+        """Block after block, which share the calls; rows may end before their length."""
+        z = self.process.prior(like, generator)
+        own = (self.process, steps, z, generator)
+        return by_blocks(model, *own, block=self.block, stop=self.stop, options=options, **chosen)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from xdistill.errors import UsageError
 from xdistill.models import Batch, TokenModel
 from xdistill.objectives import didi_losses as terms
 from xdistill.objectives.base import LossOut, Needs, Phase
+from xdistill.objectives.categorical import entropy
 from xdistill.objectives.didi_rollout import Jumps, repeat, repeat_cond, two_jumps
 from xdistill.objectives.mdlm import clean
 from xdistill.objectives.tokens import FewStepTokens
@@ -233,7 +234,7 @@ class DiDi(FewStepTokens):
         kl, nats = [], []
         for j, weight in zip(jumps, (self.kl_first, self.kl_second), strict=True):
             count = max(1, len(j.log_p))  # nothing may be masked any more
-            nats.append(terms.entropy(j.log_p).sum() / count)
+            nats.append(entropy(j.log_p).sum() / count)
             if weight:
                 log_teacher = net.frozen("teacher")(*j.inputs, at=j.at, **raw).log_softmax(-1)
                 kl.append(weight * terms.divergence(log_teacher, j.log_p, self.kl).sum() / count)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xdistill.objectives.categorical import kl
 from xdistill.process import MaskProcess
 
 FLOOR = 1e-10
-NEVER = -1e6  # stands for the log of probability 0, where minus infinity would make 0 x inf
 
 
 def floored(log_p: Tensor) -> Tensor:
@@ -75,14 +75,8 @@ def omega(process: MaskProcess, t: Tensor, low: float = 0.1, high: float = 10.0)
 
 def divergence(log_teacher: Tensor, log_student: Tensor, kind: str = "forward") -> Tensor:
     """Between distributions [N, V] over tokens, [N]: KL(teacher || student), backward KL, or jeffreys, their mean."""
-    gap = log_teacher.clamp(min=NEVER) - log_student.clamp(min=NEVER)
-    forward, backward = (log_teacher.exp() * gap).sum(-1), (log_student.exp() * -gap).sum(-1)
+    forward, backward = kl(log_teacher, log_student), kl(log_student, log_teacher)
     return {"forward": forward, "backward": backward, "jeffreys": 0.5 * (forward + backward)}[kind]
-
-
-def entropy(log_p: Tensor) -> Tensor:
-    """Nats of each distribution [N, V], [N]."""
-    return -(log_p.exp() * log_p.clamp(min=NEVER)).sum(-1)
 
 
 def discriminator_loss(logits: Tensor, at: Tensor, target: float) -> Tensor:

@@ -12,8 +12,9 @@ from xdistill.errors import UsageError
 from xdistill.models import Batch, TokenModel
 from xdistill.objectives.base import LossOut, Phase
 from xdistill.objectives.critic import WithCritic
-from xdistill.objectives.jumps import Anchored, Jump, Start, data_start, jump, per_row, rollout_start
+from xdistill.objectives.jumps import Anchored, Jump, Start, data_start, jump, rollout_start
 from xdistill.objectives.mdlm import LEAST, clean
+from xdistill.objectives.tokens import token_sums
 from xdistill.registry import nearest
 from xdistill.roles import RoleView
 from xdistill.samplers.mask import grid
@@ -105,7 +106,7 @@ class IDLM(WithCritic, Anchored):
         """The MDLM loss of the critic on the student's samples, [B], with their law G in place of its draws."""
         at = self.answered(made)
         log_f = critic(made.z_t, made.t, batch.cond, at=at)
-        return self._weighted(made, per_row(at, self._expected(made, at, -log_f)))
+        return self._weighted(made, token_sums(self._expected(made, at, -log_f), at))
 
     def student_loss(self, made: Jump, critic: TokenModel, teacher: TokenModel, batch: Batch[Tokens]) -> LossOut:
         """w(t) sum <G, log f - log teacher> over the hidden tokens, and what the options add, [B]."""
@@ -114,11 +115,11 @@ class IDLM(WithCritic, Anchored):
         ratio = log_f - log_p
         if self.ratio_clip:
             ratio = ratio.clamp(-self.ratio_clip, self.ratio_clip)
-        per_sample = gap = self._weighted(made, per_row(at, self._expected(made, at, ratio)))
+        per_sample = gap = self._weighted(made, token_sums(self._expected(made, at, ratio), at))
         if self.forward:
             mine = own[at]
             pull = (made.log_g[at[own]] * (log_f.exp() - log_p.exp())[mine]).sum(1)
-            per_sample = (1 - self.forward) * gap + self.forward * self._weighted(made, per_row(at & own, pull))
+            per_sample = (1 - self.forward) * gap + self.forward * self._weighted(made, token_sums(pull, at & own))
         if self.score:
             per_sample = per_sample + self.score * self.credit(made, gap.detach())
         anchor, metrics = self.anchor(made.start, made.log_g, teacher, batch.cond)
@@ -132,7 +133,7 @@ class IDLM(WithCritic, Anchored):
         shown = own & ~self.process.masked(made.z_t)
         log_p = made.log_g[shown[own]].gather(1, made.z_t.ids[shown][:, None]).squeeze(1)
         others = (reward.sum() - reward) / max(len(reward) - 1, 1)
-        return (reward - others) * per_row(shown, log_p)
+        return (reward - others) * token_sums(log_p, shown)
 
     def _expected(self, made: Jump, at: Tensor, values: Tensor) -> Tensor:
         """Means [N] of values [N, V] at hidden positions over their tokens: drawn from G, or known from the start."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from xdistill import rng
 from xdistill.models import Cond, TokenModel
-from xdistill.objectives.tokens import FewStepTokens
+from xdistill.objectives.categorical import entropy, kl
+from xdistill.objectives.tokens import FewStepTokens, token_sums
 from xdistill.process import MaskProcess
 from xdistill.process.mask import uniforms
 from xdistill.samplers.mask import PLAIN, ancestral
@@ -100,23 +101,6 @@ def jump(
     return Jump(start, log_g, z.with_ids(ids), t)
 
 
-def per_row(at: Tensor, values: Tensor) -> Tensor:
-    """Sums [B] of `values` [N] over the True positions of `at` [B, L], in the order of `at.nonzero()`."""
-    return torch.zeros(len(at), device=values.device, dtype=values.dtype).index_add(0, at.nonzero()[:, 0], values)
-
-
-def entropy(log_p: Tensor) -> Tensor:
-    """Entropies in nats of the rows of log_p [N, V]; a token of probability zero counts nothing."""
-    p = log_p.exp()
-    return -(p * log_p.masked_fill(p == 0, 0)).sum(1)
-
-
-def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of the rows, [N]; what p never says counts nothing."""
-    p = log_p.exp()
-    return (p * (log_p - log_q).masked_fill(p == 0, 0)).sum(1)
-
-
 @dataclass(eq=False, kw_only=True)
 class Anchored(FewStepTokens):
     """What keeps a student diverse where a call starts.
@@ -132,6 +116,6 @@ class Anchored(FewStepTokens):
         own, spread = self.process.masked(start.z), entropy(log_g)
         token, metrics = -self.entropy * spread, {"entropy": spread.detach().mean()}
         if self.kl:
-            kl = forward_kl(teacher(start.z, start.s, cond, at=own), log_g)
-            token, metrics["kl"] = token + self.kl * kl, kl.detach().mean()
-        return per_row(own, token) / own.sum(1).to(token).mean().clamp(min=1), metrics
+            gap = kl(teacher(start.z, start.s, cond, at=own), log_g)
+            token, metrics["kl"] = token + self.kl * gap, gap.detach().mean()
+        return token_sums(token, own) / own.sum(1).to(token).mean().clamp(min=1), metrics

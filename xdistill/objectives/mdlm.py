@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,11 +11,10 @@ from torch import Tensor
 from xdistill import rng
 from xdistill.errors import UsageError, XDistillError
 from xdistill.models import Batch, Cond, TokenModel
-from xdistill.objectives.base import LossOut, Needs, Objective, Phase
+from xdistill.objectives.base import LossOut, Phase
+from xdistill.objectives.tokens import TokenSampling
 from xdistill.process import MaskProcess
-from xdistill.rng import Generator
 from xdistill.roles import RoleSpec, RoleView
-from xdistill.samplers.mask import TOKEN_KEYS, TokenDraw, sample_tokens
 from xdistill.state import Tokens
 
 LEAST = 1e-3  # the smallest training time (text spec 1.1)
@@ -63,7 +60,7 @@ def clean(batch: Batch[Tokens]) -> Tokens:
     return batch.like
 
 
-class MDLM(Objective):
+class MDLM(TokenSampling):
     """The continuous-time negative ELBO of masked diffusion (2406.07524), averaged over all valid tokens of a batch.
 
     times: range of the training times. weight_floor: the weight 1 / t grows no more below this t, which cuts the
@@ -71,9 +68,6 @@ class MDLM(Objective):
     of the sampler. With masks far apart (`MaskProcess.order`) the loss trains the same posteriors, but bounds nothing.
     Oracle: on an enumerable table the optimum is the posterior, and the loss there is the entropy of the data.
     """
-
-    needs = Needs(data=True, process=MaskProcess)
-    sample_keys = TOKEN_KEYS
 
     def __init__(
         self,
@@ -104,20 +98,5 @@ class MDLM(Objective):
         per_sample = trimmed / x0.elements.float().mean()  # a token counts the same in every sequence
         return LossOut(per_sample, {"loss": per_sample.detach()})
 
-    def sample(
-        self,
-        model: TokenModel,
-        like: Tokens,
-        cond: Cond,
-        generator: Generator,
-        *,
-        steps: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        method: str = "ancestral",
-        method_options: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Tokens:
-        """`steps` calls of a sampler of `samplers.mask`, with options of its own."""
-        draw, steps = TokenDraw(temperature, top_p), steps or self.sample_steps
-        fixed = (model, self.process, steps, like, cond, generator)
-        return sample_tokens(*fixed, method=method, draw=draw, **method_options)
+    def default_calls(self, like: Tokens) -> int:
+        return self.sample_steps

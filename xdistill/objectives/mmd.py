@@ -13,8 +13,9 @@ from xdistill import rng
 from xdistill.errors import UsageError, XDistillError
 from xdistill.models import Batch
 from xdistill.objectives.base import LossOut, Phase
-from xdistill.objectives.jumps import Anchored, data_start, per_row
+from xdistill.objectives.jumps import Anchored, data_start
 from xdistill.objectives.mdlm import clean
+from xdistill.objectives.tokens import token_sums
 from xdistill.process.mask import uniforms
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.samplers.mask import PLAIN, grid
@@ -103,7 +104,7 @@ class MMD(Anchored):
         log_g = net.train("student")(start.z, start.s, batch.cond, at=own)
         drawn = [self.complete(start.z, log_g, generator) for _ in range(self.samples)]
         states = self.hidden([x0, *drawn], net.frozen("teacher"), batch)
-        log_p = torch.stack([per_row(own, log_g.gather(1, x.ids[own][:, None]).squeeze(1)) for x in drawn], 1)
+        log_p = torch.stack([token_sums(log_g.gather(1, x.ids[own][:, None]).squeeze(1), own) for x in drawn], 1)
         cost, mmd = self.compare(states, own)
         extra, metrics = self.anchor(start, log_g, net.frozen("teacher"), batch.cond)
         per_sample = 2 * (advantages(cost).to(log_p) * log_p).mean(1) + extra

@@ -12,6 +12,7 @@ from torch import Tensor
 from xdistill.errors import UsageError
 from xdistill.models import TokenModel
 from xdistill.objectives.base import Phase
+from xdistill.objectives.categorical import NEVER, kl
 from xdistill.objectives.mdlm import stratified
 from xdistill.objectives.tokens import FewStepTokens
 from xdistill.registry import nearest
@@ -19,22 +20,19 @@ from xdistill.roles import RoleSpec, RoleView
 from xdistill.state import Tokens
 
 #: Log-probabilities below are those of impossible tokens (the mask): networks may say -inf or a large number.
-NEVER = -1e5
-
-
-def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(student || teacher): of several targets the optimum is their geometric mean, sharper than their mean."""
-    return (student.exp() * (student - teacher)).sum(1)
+UNLIKELY = -1e5
 
 
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student): of several targets the optimum is their mean."""
-    return (teacher.exp() * (teacher - student)).sum(1)
+    """KL(teacher || student): of several targets the optimum is their mean; of `kl`, the reverse, their geometric mean,
+    which is sharper.
+    """
+    return kl(teacher, student)
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean square of the difference of log-probabilities over possible tokens."""
-    possible = teacher > NEVER
+    possible = teacher > UNLIKELY
     return (torch.where(possible, student - teacher, 0) ** 2).sum(1) / possible.sum(1)
 
 
@@ -45,7 +43,7 @@ def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
 
 #: [N, V] log-probabilities of student and teacher -> [N].
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "reverse": reverse_kl,
+    "reverse": kl,
     "forward": forward_kl,
     "mse": squared_error,
     "tv": total_variation,
@@ -130,7 +128,7 @@ class Rounds(FewStepTokens):
 
     def gap(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The divergence of two [N, V] log-probabilities, [N]; -inf counts as very unlikely, so that 0 log 0 is 0."""
-        return DIVERGENCES[self.divergence](student.clamp(min=10 * NEVER), teacher.clamp(min=10 * NEVER))
+        return DIVERGENCES[self.divergence](student.clamp(min=NEVER), teacher.clamp(min=NEVER))
 
     def masked_tokens(self, x0: Tokens, calls: int) -> Tensor:
         """Tokens of a sample that are masked on average over times: divides sums over tokens, so that micro-batches

@@ -1,11 +1,12 @@
-"""What few-step objectives over masked diffusion share: a number of calls, and the sampler they train for."""
+"""What objectives over masked diffusion share: the samplers they train for, and students of few calls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,24 +20,16 @@ from xdistill.samplers.mask import TOKEN_KEYS, TokenDraw, grid, sample_tokens
 from xdistill.state import Tokens
 
 
-@dataclass(eq=False)
-class FewStepTokens(Objective):
-    """A student that reveals a sequence in `steps` network calls."""
+class TokenSampling(Objective):
+    """An objective over masked sequences, which are drawn by the samplers of `samplers.mask`."""
 
     process: MaskProcess
-    _: KW_ONLY
-    steps: int = 8
+    needs = Needs(data=True, process=MaskProcess)
+    sample_keys = TOKEN_KEYS
 
-    needs: ClassVar[Needs] = Needs(data=True, process=MaskProcess)  # type: ignore[misc]
-    sample_keys: ClassVar[Sequence[str]] = TOKEN_KEYS  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise UsageError(f"steps={self.steps}: expected a number of network calls, at least 1")
-
-    def anchors(self, device: torch.device | str = "cpu") -> Tensor:
-        """[steps] times of the student's calls, 1 first."""
-        return grid(self.steps)[:-1].to(device)
+    @abstractmethod
+    def default_calls(self, like: Tokens) -> int:
+        """Network calls that reveal `like` where nobody says how many."""
 
     def sample(
         self,
@@ -52,9 +45,41 @@ class FewStepTokens(Objective):
         method_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tokens:
         """`steps` calls of a sampler of `samplers.mask`, with options of its own."""
-        draw = TokenDraw(temperature, top_p)
-        fixed = (model, self.process, steps or self.steps, like, cond, generator)
-        return sample_tokens(*fixed, method=method, draw=draw, **method_options)
+        chosen = {"method": method, "draw": TokenDraw(temperature, top_p)}
+        return self.reveal(model, like, cond, generator, steps or self.default_calls(like), chosen, method_options)
+
+    def reveal(
+        self,
+        model: TokenModel,
+        like: Tokens,
+        cond: Cond,
+        generator: Generator,
+        steps: int,
+        chosen: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> Tokens:
+        """All of `like` at once; chosen: method and draw, options: of the method."""
+        return sample_tokens(model, self.process, steps, like, cond, generator, **chosen, **options)
+
+
+@dataclass(eq=False)
+class FewStepTokens(TokenSampling):
+    """A student that reveals a sequence in `steps` network calls."""
+
+    process: MaskProcess
+    _: KW_ONLY
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise UsageError(f"steps={self.steps}: expected a number of network calls, at least 1")
+
+    def anchors(self, device: torch.device | str = "cpu") -> Tensor:
+        """[steps] times of the student's calls, 1 first."""
+        return grid(self.steps)[:-1].to(device)
+
+    def default_calls(self, like: Tokens) -> int:
+        return self.steps
 
 
 def token_sums(values: Tensor, at: Tensor) -> Tensor:
