@@ -28,6 +28,8 @@ from xdistill.registry import nearest
 
 FORMATS = ("wav", "flac", "npz")
 PACKED_SUFFIX = ".mels.npz"
+#: What reading an altered archive raises.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile, zlib.error)
 COMMENT = "synthetic speech, xdistill"
 
 #: ([samples], samples a second) -> [samples]; see `domain.watermark`.
@@ -114,13 +116,13 @@ def load(path: Path, spec: MelSpec) -> Spoken:
     """
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return _spoken(archive["mel"], json.loads(bytes(archive["about"])))
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            found, about = _read_arrays(path.read_bytes(), "mel", "about")
+            return _spoken(found, json.loads(bytes(about)))
+        except DAMAGE as error:
             raise XDistillError(f"{path}: expected a mel that generate wrote ({error})") from error
     wave = read_audio(path, spec.sample_rate)
-    found = mel(torch.from_numpy(wave), spec).mT.contiguous().numpy()
-    return Spoken(_words(path), found, spec.kind, audio=wave)
+    heard = mel(torch.from_numpy(wave), spec).mT.contiguous().numpy()
+    return Spoken(_words(path), heard, spec.kind, audio=wave)
 
 
 def _words(path: Path) -> str:
@@ -158,14 +160,14 @@ def pack(samples: Sequence[Spoken], indices: Sequence[int]) -> bytes:
 def unpack(data: bytes) -> dict[int, Spoken]:
     """Index -> utterance of `pack`; raises XDistillError for anything else."""
     try:
-        with np.load(BytesIO(data), allow_pickle=False) as archive:
-            mels, about = archive["mels"], json.loads(bytes(archive["about"]))
+        mels, text = _read_arrays(data, "mels", "about")
+        about = json.loads(bytes(text))
         ends = np.cumsum([row["frames"] for row in about])
         if len(mels) != ends[-1]:
             raise ValueError(f"{len(mels)} frames, expected {ends[-1]}")
         parts = np.split(mels, ends[:-1])
         return {int(row["index"]): _spoken(part, row) for row, part in zip(about, parts, strict=True)}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise XDistillError(f"damaged packed mels ({error})") from error
 
 
@@ -188,3 +190,12 @@ def _arrays(**arrays: NDArray[Any]) -> bytes:
     out = BytesIO()
     np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
     return out.getvalue()
+
+
+def _read_arrays(data: bytes, *names: str) -> list[NDArray[Any]]:
+    """Arrays of `_arrays`; checksums come first, because numpy reads altered headers as Python."""
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        if (altered := archive.testzip()) is not None:
+            raise ValueError(f"{altered} is altered")
+    with np.load(BytesIO(data), allow_pickle=False) as arrays:
+        return [arrays[name] for name in names]
