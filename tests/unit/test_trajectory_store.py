@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from xdistill import rng, trajectories
 from xdistill.domains.toy import ToyDomain
 from xdistill.errors import UsageError, XDistillError
 from xdistill.objectives import Setting
+from xdistill.objectives.mid_training import MidTraining
 from xdistill.objectives.secant import Secant
 from xdistill.process import Linear
+from xdistill.roles import RoleView
 from xdistill.sources import Trajectories
 from xdistill.trajectories import TrajectoryStore, digest
 
@@ -146,3 +149,23 @@ def test_options(tmp_path):
         objective(target="end")
     with pytest.raises(UsageError, match="trajectories >= 0"):
         objective(trajectories=-1)
+
+
+def test_mid_training_stores_half_precision_states_of_its_own_times(tmp_path):
+    """float16 states, of the recorded grid, on which the loss of the stored batch runs; full ones are another store."""
+    d, run = domain(), MidTraining(Linear(), points=4, shift=2.0, trajectories=8, half=True, rotate=True)
+    source = run.source(d.null_data(SIZE, 0), setting(tmp_path))
+    stored = load_file(tmp_path / "trajectories" / shards(tmp_path)[0])["states"]
+    assert stored.dtype == torch.float16
+    batch = source.batch(0, 0, 1)
+    assert len(batch.states) == 4
+    exact = run.trajectory(d.teacher(), d.null_data(SIZE, 0).batch(0, 0, 1), rng.generator("trajectory", 0, 0))
+    full = torch.stack([x.value for x in exact])
+    torch.testing.assert_close(stored.float(), full, rtol=2**-11, atol=1e-4)
+    assert not torch.equal(stored.float(), full)
+    student = d.flow_map(d.network())
+    net = RoleView({"student": student}, {"student": student}, "student", rng.generator(0))
+    out = run.loss(run.phases(0)[0], batch, net, rng.generator(1))
+    assert bool(out.per_sample.isfinite().all())
+    with pytest.raises(XDistillError, match="dtype=float16, this run has None"):
+        replace(run, half=False).source(d.null_data(SIZE, 0), setting(tmp_path))

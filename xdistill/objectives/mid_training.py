@@ -15,7 +15,7 @@ from xdistill.errors import UsageError
 from xdistill.models import Batch, average_velocity
 from xdistill.objectives.base import LossOut, Phase, Setting
 from xdistill.objectives.flow_map import FlowMap, mean_loss, whole
-from xdistill.objectives.secant import at
+from xdistill.objectives.secant import at, rotated
 from xdistill.rng import Generator
 from xdistill.roles import RoleView
 from xdistill.samplers import Plan
@@ -41,6 +41,7 @@ class MidTraining(FlowMap):
     use those most; the others are uniform over all pairs. trajectories: how many are stored before training, 0 computes
     fresh ones in every step. store: the folder that keeps them, null is `trajectories` in the run's; a filled one is
     reused and may grow. half: keep them as float16, whose rounding adds noise of about 4e-4 |x| / (t - r) to targets.
+    rotate: turn input and target together, for coordinates without a preferred orientation (objectives spec 0.5).
     Options of every flow map: see FlowMap.
     Differences from mf-rae: its uniform time labels of states on a warped grid, and its weight of the fourth power, are
     not copied.
@@ -57,6 +58,7 @@ class MidTraining(FlowMap):
     trajectories: int = 2048
     store: str | None = None
     half: bool = False
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +73,7 @@ class MidTraining(FlowMap):
 
     def loss(self, phase: Phase, batch: Batch[Field], net: RoleView, generator: torch.Generator) -> LossOut:
         made = batch.states if isinstance(batch, Trajectories) else self._fresh(batch, net, generator)
-        states = [whole(x) for x in made]
+        states = [whole(x) for x in (rotated(list(made), generator) if self.rotate else made)]
         draws = [self.draw(batch.like.batch, generator) for _ in range(self.pairs)]
         return mean_loss([self.loss_at(i, j, states, batch, net) for i, j in draws])
 
