@@ -28,7 +28,7 @@ def split_target(u: Average, leg: Field, x_t: Field, t: Tensor, r: Tensor, lam: 
     """
     s = t - lam * (t - r)
     x_s = jump(x_t, leg, t, s)
-    return pick(s == r, leg, lerp([(lam, leg), (1 - lam, u(x_s, s, r))]))  # the second may be undefined at s = r = 0
+    return pick(lam == 1, leg, lerp([(lam, leg), (1 - lam, u(x_s, s, r))]))  # u may be undefined at s = r = 0
 
 
 @dataclass(eq=False, kw_only=True)
