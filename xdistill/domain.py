@@ -167,6 +167,13 @@ class Domain(ABC):
         """How well samples 0.. do what `plan` was asked for (`generate`'s request keys); empty without a request."""
         return {}
 
+    def paired_metrics(self, samples: Sequence[Any], reference: Sequence[Any], seed: int = 0) -> dict[str, Metric]:
+        """How far samples are from `reference`, one by one: the teacher's of the same noise and the same request.
+
+        Where noise decides a sample, the sharpest measure of distillation; empty where samples cannot be compared.
+        """
+        return {}
+
     def extra_metrics(self) -> Mapping[str, ExtraMetrics]:
         """Costly metrics that `evaluate metrics=` may name, cheapest first."""
         return {}
@@ -197,8 +204,9 @@ class Domain(ABC):
     #: Metrics in which `bench` compares student and teacher; those of `compared_extra` come from `extra_metrics`.
     compared: Sequence[str] = ("score",)
     compared_extra: Sequence[str] = ()
-    #: What the elements of a sample are called, how many samples `bench` draws at once, the first for its table.
+    #: What `bench` counts, the elements in it, how many samples `bench` draws at once, the first for its table.
     unit: str = "elements"
+    unit_elements: float = 1.0
     bench_batches: Sequence[int] = (16,)
 
     def rivals(self) -> Mapping[str, tuple[nn.Module, TeacherSampler]]:

@@ -118,7 +118,7 @@ def measure_reference(domain: Domain, num: int, seed: int = 0, extras: Sequence[
     for name in extras:
         if name in of_models:
             found |= of_models[name](None, None, num, seed)
-        elif samples:
+        elif samples and name in known:
             found |= known[name](samples, seed)
     return found
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from xdistill.curves import Axes, Curve, Point, sweep
-from xdistill.domain import Domain
-from xdistill.evaluation import Draw, Drawn, Row, draw, measure
+from xdistill.domain import Domain, Metric
+from xdistill.evaluation import Draw, Drawn, Row, draw, measure, teacher_sampler
+
+PAIRED = "paired"  # among `metrics=`: the distance to the teacher's own samples
 
 
 @dataclass
 class Source:
     """Samples that were found, or a model and its sampler, which takes options (`temperature=0.8`).
 
-    usual: value of an option where the samples of the table are drawn.
+    usual: value of an option where the samples of the table are drawn. teacher: loads the guided network that samples
+    are paired with, `taught` tells such networks apart (None: nothing to pair with).
     """
 
     name: str
@@ -28,6 +32,8 @@ class Source:
     sampler: Callable[..., Draw] | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
+    teacher: Callable[[], nn.Module] | None = None
+    taught: str = ""
 
 
 @dataclass
@@ -40,6 +46,7 @@ class Measuring:
     extras: Sequence[str]
     request: Mapping[str, Any]
     device: torch.device
+    _taught: dict[str, Sequence[Any]] = field(default_factory=dict)
 
     def draw(self, source: Source, **options: Any) -> Drawn:
         """Samples of a source that has a model."""
@@ -55,13 +62,26 @@ class Measuring:
         drawn = None if source.samples is not None else self.draw(source)
         samples = drawn.samples if drawn else source.samples or []
         of_models = source.domain.model_metrics()
-        found = measure(source.domain, samples, self.seed, [n for n in self.extras if n not in of_models], self.request)
+        others = [n for n in self.extras if n not in of_models and n != PAIRED]
+        found = measure(source.domain, samples, self.seed, others, self.request)
+        if PAIRED in self.extras and drawn:
+            found |= self.paired(source, samples)
         if source.model is not None and source.sampler is not None:
             for name in self.extras:
                 if name in of_models:
                     found |= of_models[name](source.model, source.sampler(), self.num, self.seed)
         cost = (drawn.calls, drawn.seconds, drawn.others) if drawn else ()
         return Row(source.name, found, samples, *cost)
+
+    def paired(self, source: Source, samples: Sequence[Any]) -> dict[str, Metric]:
+        """Against what the teacher's reference sampler makes of the same noise, drawn once for all its students."""
+        if source.teacher is None:
+            return {}
+        if source.taught not in self._taught:
+            sampler = partial(teacher_sampler, source.domain.teacher_samplers()["reference"])
+            teacher = Source("teacher", source.domain, model=source.teacher(), sampler=sampler)
+            self._taught[source.taught] = self.draw(teacher).samples
+        return source.domain.paired_metrics(samples, self._taught[source.taught], self.seed)
 
     def curve(self, source: Source, axes: Axes, settings: Sequence[float], row: Row) -> Curve:
         """The source at every setting; the samples of its row are one point, those of a folder the only one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,13 @@ def compare(
         with console.status(f"sampling the teacher at {student.calls:g} calls: {name}"):
             found[name] = measuring.row(few[name])
     best = best_by_score({name: row.metrics for name, row in found.items()})
-    return [first, few[best], last], [full, found[best], student]
+    rows = [_paired(row, full, domain, cfg.seed + 1) for row in (full, found[best], student)]
+    return [first, few[best], last], rows
+
+
+def _paired(row: Row, full: Row, domain: Domain, seed: int) -> Row:
+    """The row with its distance to the teacher's samples of the same noise."""
+    return replace(row, metrics={**row.metrics, **domain.paired_metrics(row.samples, full.samples, seed)})
 
 
 def _measuring(cfg: DictConfig) -> Measuring:

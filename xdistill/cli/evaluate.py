@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def run(args: Sequence[str]) -> int:
     extras, settings = choose_metrics(domain, cfg.metrics, console), curve_settings(domain, cfg.curve)
     measuring = Measuring(cfg.num, cfg.seed, cfg.batch, extras, request, device())
     sources = [
-        *_teachers(cfg, domain),
+        *_teachers(cfg, domain, config),
         *(_checkpoint(cfg, path, changes, own) for path in runs),
         *(_folder(domain, path) for path in folders),
     ]
@@ -78,10 +79,13 @@ def choose_metrics(domain: Domain, text: str, console: Console) -> list[str]:
     `full` leaves out, and says so, what this machine lacks something for. Raises UsageError for an unknown name, and
     for a named metric that lacks something.
     """
+    from xdistill.domain import Domain
+    from xdistill.measured import PAIRED
     from xdistill.registry import nearest
 
     extra = domain.extra_metrics()
-    known = [*extra, *domain.model_metrics()]
+    pairs = type(domain).paired_metrics is not Domain.paired_metrics
+    known = [*extra, *domain.model_metrics(), *([PAIRED] if pairs else [])]
     names = [n for n in dict.fromkeys(_names(text)) if n != "fast"]
     chosen = []
     for name in known if "full" in names else names:
@@ -162,19 +166,37 @@ def _checkpoint(cfg: EvaluateConfig, path: Path, changes: Mapping[str, Any], own
     def sampler(**changed: Any) -> Draw:
         return student_sampler(loaded.objective, **{**usual, **changed})
 
-    precision = loaded.config["precision"]
-    return Source(str(path), loaded.domain, model=loaded.model, sampler=sampler, usual=usual, precision=precision)
+    found = Source(str(path), loaded.domain, model=loaded.model, sampler=sampler, usual=usual)
+    return replace(found, precision=loaded.config["precision"], **_taught(loaded.config, loaded.domain))
 
 
-def _teachers(cfg: EvaluateConfig, domain: Domain) -> list[Source]:
+def _taught(config: Any, domain: Domain) -> dict[str, Any]:
+    """The teacher that samples of a configuration are paired with, and what tells it from others."""
+    from xdistill.assemble import guided_teacher
+    from xdistill.sections import plain
+
+    taught = repr((domain.teacher_weights, plain(config["domain"]), plain(config["guidance"])))
+    return {"teacher": partial(guided_teacher, config, domain), "taught": taught}
+
+
+def _teachers(cfg: EvaluateConfig, domain: Domain, config: Any) -> list[Source]:
+    """The teacher's samplers; the guidance is the domain's usual one."""
     from xdistill.evaluation import teacher_sampler
     from xdistill.measured import Source
 
     chosen = choose_samplers(domain, cfg.teacher)
-    model = domain.teacher() if chosen else None
+    taught = _taught(config, domain)
+    model = taught["teacher"]() if chosen else None
     usual = {domain.curve_axes.setting: 1.0} if domain.curve_axes else {}
     return [
-        Source(f"teacher ({name})", domain, model=model, sampler=partial(teacher_sampler, sampler, steps), usual=usual)
+        Source(
+            f"teacher ({name})",
+            domain,
+            model=model,
+            sampler=partial(teacher_sampler, sampler, steps),
+            usual=usual,
+            **taught,
+        )
         for name, (sampler, calls) in chosen.items()
         for steps in [calls or cfg.teacher_steps or None]
     ]
