@@ -29,6 +29,14 @@ def test_no_row_is_missing(method: str, calls: int) -> None:
     assert seeds == list(protein_results.SEEDS)
 
 
+@pytest.mark.parametrize("method", protein_results.FLOW_MAPS)
+def test_seeds_of_a_flow_map_are_whole(method: str) -> None:
+    """As many seeds as were run, the first ones, each at every number of calls."""
+    seeds = protein_results.SEEDS
+    found = [[s for s in seeds if f"{method}/{s}/{k}" in RECORD["rows"]] for k in protein_results.CALLS]
+    assert found == [list(seeds[: len(found[0])])] * len(found)
+
+
 def test_baselines_and_objectives() -> None:
     rows = {key.split("/")[0] for key in RECORD["rows"]}
     assert {name for name in rows if name.startswith("teacher: ")} >= {"teacher: ode", "teacher: clamped SDE"}
