@@ -6,6 +6,7 @@
 Without an argument the package is fetched with `apt-get download`. Transcripts come from a recogniser (Whisper tiny.en,
 `asterisk_en_manifest.tsv`: id, seconds, text, CER against the prompt's nominal wording); `asterisk_en_corrections.tsv`
 holds the clips whose words were misheard or written as other words, corrected by hand.
+Run tools/align_speech_corpus.py afterwards: it adds phones.tsv and its checksum.
 """
 
 import argparse
