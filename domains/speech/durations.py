@@ -27,7 +27,7 @@ def features(phones: Phones) -> tuple[Tensor, Tensor]:
     silences = [0, *accumulate(silent)]
     in_word = _runs(phones.words)
     in_phrase = _runs([2 * silences[i] + flag for i, flag in enumerate(silent)])
-    ahead = list(accumulate(reversed(marks), lambda later, mark: mark or later))[::-1]
+    ahead: list[int] = list(accumulate(reversed(marks), lambda later, mark: mark or later))[::-1]
     last = len(phones) - 1
     rows = [
         [
