@@ -25,12 +25,15 @@ from xdistill.objectives import LossOut, Objective, Phase
 from xdistill.objectives.didi import DiDi
 from xdistill.objectives.dmd import DMD
 from xdistill.objectives.flow_matching import FlowMatching
+from xdistill.objectives.interval import Interval
+from xdistill.objectives.mid_training import MidTraining
 from xdistill.objectives.sid import SiD
 from xdistill.objectives.tokens import FewStepTokens
 from xdistill.process import Kind, Linear
 from xdistill.roles import RoleSpec, RoleView
 from xdistill.state import Dense, Field
 from xdistill.stream import MacroStep, Stream
+from xdistill.times import ConstantLam
 
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -62,6 +65,21 @@ class TinyFlow(nn.Module):
             recompute(self.inner, inputs, use_reentrant=False) if self.activation_checkpointing else self.inner(inputs)
         )
         return Field(self.out(hidden) * self.gain, x_t.layout)
+
+
+class TinyFlowMap(TinyFlow):
+    """A TinyFlow with a second time input."""
+
+    flow_map, time_scale = True, 1.0
+
+    def __init__(self, seed: int, *, activation_checkpointing: bool = False) -> None:
+        super().__init__(seed, activation_checkpointing=activation_checkpointing)
+        self.jump = nn.Linear(1, DIM)
+
+    def forward(self, x_t: Field, t: Tensor, cond: Cond, *, r: Tensor | None = None) -> Field:
+        length = torch.zeros_like(t) if r is None else t - r
+        v = super().forward(x_t, t, cond)
+        return Field(v.value + torch.tanh(self.jump(length.to(v.value)[:, None])) * x_t.value, x_t.layout)
 
 
 class TinyDiscriminator(nn.Module):
@@ -147,7 +165,16 @@ class Concatenated(DistillModule):
         return torch.stack([super(Concatenated, self)._loss(phase, rank, draw) for rank in ranks]).mean()
 
 
+def meanflow(backend: str) -> Objective:
+    """MeanFlow of a teacher, whose target differentiates the student."""
+    return Interval(Linear(), leg="velocity", lam=ConstantLam(0.0), derivative=backend, difference_step=1e-2)
+
+
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "meanflow": lambda: meanflow("func"),
+    "difference": lambda: meanflow("finite_difference"),
+    "split": lambda: Interval(Linear()),
+    "cmt": lambda: MidTraining(Linear(), points=4, trajectories=0, pairs=2),
     "dmd": lambda: DMD(Linear(), steps=3, critic_updates=2, gan_weight=0.1, r1=0.1, divergence="reverse_kl"),
     "sid": lambda: SiD(Linear(), steps=3, critic_updates=2),
     "didi": lambda: DiDi(PROCESS, steps=2, group=2, discriminator_updates=2, entropy=0.01),
@@ -177,6 +204,8 @@ def module(
     networks["discriminator"] = TinyDiscriminator(3 + offset)
     if objective == "didi":
         networks = token_networks(offset)
+    if OBJECTIVES[objective]().needs.flow_map:
+        networks["student"] = TinyFlowMap(1 + offset, activation_checkpointing=activation_checkpointing)
     optim = OptimConfig(lr=1e-2, weight_decay=0.1, clip=0.3, accumulate=accumulate, warmup=3)
     return kind(
         OBJECTIVES[objective](),

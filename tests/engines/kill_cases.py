@@ -16,8 +16,10 @@ from xdistill.folder import RunFolder
 from xdistill.module import DistillModule
 from xdistill.objectives import Objective
 from xdistill.objectives.didi import DiDi
+from xdistill.objectives.interval import Interval
 from xdistill.objectives.sid import SiD
 from xdistill.stream import Stream
+from xdistill.times import ConstantLam
 
 STEPS = 32
 
@@ -28,6 +30,8 @@ def objective_and_domain(name: str) -> tuple[Objective, ToyDomain]:
         tokens = ToyDomain({"task": "tokens"})
         return DiDi(tokens.process, steps=2, group=2), tokens
     points = ToyDomain({"task": "gaussian", "width": 16, "depth": 2})
+    if name == "meanflow":
+        return Interval(points.process, leg="velocity", lam=ConstantLam(0.0)), points
     return SiD(points.process, steps=2), points
 
 
@@ -41,7 +45,8 @@ def train(path: Path, name: str) -> None:
     objective, domain = objective_and_domain(name)
     teacher = domain.teacher()
     torch.manual_seed(0)
-    networks = {"teacher": teacher, "student": domain.student(teacher)}
+    student = domain.student(teacher)
+    networks = {"teacher": teacher, "student": domain.flow_map(student) if objective.needs.flow_map else student}
     for role in {spec.name for spec in objective.roles} - set(networks):
         networks[role] = getattr(domain, role)(teacher)
     optim = {role: OptimConfig(lr=1e-2, weight_decay=0.1, accumulate=2) for role in networks}

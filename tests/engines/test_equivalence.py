@@ -14,6 +14,10 @@ from torch import Tensor
 from xdistill import checkpoint
 from xdistill.errors import XDistillError
 
+#: Engines under which a network can be differentiated forwards.
+DIFFERENTIABLE = ("ddp", "zero0", "zero1", "zero2")
+#: Flow maps on two ranks: with a derivative, without one, and with a difference under ZeRO-3.
+FLOW_MAPS = (("meanflow", "ddp"), ("meanflow", "zero2"), ("difference", "zero3"), ("split", "zero3"), ("cmt", "ddp"))
 ONE_RANK = [
     *(f"train:{objective}:{engine}" for objective in ("dmd", "sid", "didi") for engine in ("single", *ENGINES)),
     *(f"resume:dmd:{engine}" for engine in ("single", *ENGINES)),
@@ -22,6 +26,8 @@ ONE_RANK = [
     *(f"recompute:sid:{engine}" for engine in ("single", "ddp", "zero3")),
     *(f"{case}:{engine}" for case in ("train:sid", "discard:flow") for engine in ("offload2", "offload3")),
     "discard:flow:single",
+    *(f"train:meanflow:{engine}" for engine in ("single", *DIFFERENTIABLE)),
+    *(f"train:{objective}:{engine}" for objective in ("difference", "cmt") for engine in ("single", "zero3")),
 ]
 SHARDED = ("ddp", "zero1", "zero2", "zero3")
 TWO_RANKS = [
@@ -40,6 +46,8 @@ TWO_RANKS = [
     "recompute:sid:zero3",
     "bf16:sid:zero2",
     "bf16:sid:zero3",
+    *(f"train:{objective}:{engine}" for objective, engine in FLOW_MAPS),
+    "resume:difference:zero3",
 ]
 
 
@@ -103,6 +111,29 @@ def test_two_ranks_are_one_rank_with_the_concatenated_batch(two: Path, objective
     reference = weights(fit(module(objective, kind=Concatenated), "single"))
     for engine in ENGINES:
         assert distance(reference, result(two, f"train:{objective}:{engine}")) < rounding, engine
+
+
+@pytest.mark.parametrize("engine", DIFFERENTIABLE)
+def test_forward_mode_in_every_engine_that_keeps_parameters_whole(one: Path, engine: str) -> None:
+    assert_identical(result(one, "train:meanflow:single"), result(one, f"train:meanflow:{engine}"))
+
+
+@pytest.mark.parametrize("objective", ["difference", "cmt"])
+def test_flow_maps_without_forward_mode_under_zero3(one: Path, objective: str) -> None:
+    assert_identical(result(one, f"train:{objective}:single"), result(one, f"train:{objective}:zero3"))
+
+
+def test_a_difference_is_the_derivative(one: Path) -> None:
+    """Nearly the same weights, but not the same: a step of 1e-2 shows."""
+    apart = distance(result(one, "train:meanflow:single"), result(one, "train:difference:single"))
+    assert 1e-9 < apart < 1e-2
+
+
+def test_flow_maps_on_two_ranks(two: Path) -> None:
+    for objective, engine in FLOW_MAPS:
+        reference = weights(fit(module(objective, kind=Concatenated), "single"))
+        assert distance(reference, result(two, f"train:{objective}:{engine}")) < 1e-6, (objective, engine)
+    assert_identical(result(two, "train:difference:zero3"), result(two, "resume:difference:zero3"))
 
 
 @pytest.mark.parametrize("engine", ["single", *ENGINES])

@@ -44,7 +44,10 @@ def run_until(context: Any, path: Path, name: str, step: int, delay: float) -> b
     return process.exitcode == -9
 
 
-@pytest.mark.parametrize(("name", "trained"), [("sid", ("critic", "student")), ("didi", ("discriminator", "student"))])
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [("sid", ("critic", "student")), ("didi", ("discriminator", "student")), ("meanflow", ("student",))],
+)
 def test_killed_runs_end_like_an_undisturbed_one(
     forkserver: Any, tmp_path: Path, name: str, trained: tuple[str, ...]
 ) -> None:
