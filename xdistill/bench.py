@@ -51,19 +51,20 @@ class Contender:
 
 @torch.no_grad()
 def cost(domain: Domain, network: nn.Module, sampler: Draw, s: Setting, size: int, cold: bool) -> dict[str, Any]:
-    """Network calls of each kind a sample, seconds a sample (median, and all repetitions), elements a second, and
-    `overhead`: the share that the sampler adds to the time inside the network.
+    """Network calls of each kind a sample, seconds a sample (median, and all repetitions), the domain's units a second
+    (`elements_per_second`), with rendering too where the domain renders, and `overhead`: the share that the sampler
+    adds to the time inside the network.
 
     cold: whether a first draw, which does not count, warms it up.
     """
     indices = range(size)
     batch, model = domain.plan(indices, s.seed, **s.request).to(s.device), CallCounter(network.eval().to(s.device))
-    inside, seconds, shares = Clock(model.counted, s.device), [], []
+    inside, seconds, shares, state = Clock(model.counted, s.device), [], [], None
     calls, others = 0, dict(model.others)
     with autocast(s.precision, s.device):
         for _ in range(s.repeats + cold):
             calls, others, inside.seconds, began = model.calls, dict(model.others), 0.0, time.perf_counter()
-            sampler(model, domain.prepare(model, batch), rng.per_sample(s.seed, indices))
+            state = sampler(model, domain.prepare(model, batch), rng.per_sample(s.seed, indices))
             inside.wait()
             seconds.append(time.perf_counter() - began)
             shares.append(seconds[-1] / inside.seconds - 1)
@@ -73,9 +74,23 @@ def cost(domain: Domain, network: nn.Module, sampler: Draw, s: Setting, size: in
     each = [t / size for t in seconds[cold:]]
     found: dict[str, Any] = {"calls": calls, "seconds": median(each), "all_seconds": each}
     found |= {f"{kind}_calls": n for kind, n in others.items()}
-    found["elements_per_second"] = float(batch.like.elements.sum()) / (size * found["seconds"])
+    found["elements_per_second"] = float(batch.like.elements.sum()) / (size * found["seconds"]) / domain.unit_elements
+    if type(domain).render is not Domain.render:
+        found["render_seconds"] = rendering(domain, state) / size
+        slower = found["seconds"] + found["render_seconds"]
+        found["rendered_per_second"] = found["elements_per_second"] * found["seconds"] / slower
     # What a discriminator is asked, and differentiated for, is no overhead of the sampler.
     return found | ({} if others else {"overhead": median(shares[cold:])})
+
+
+def rendering(domain: Domain, state: Any) -> float:
+    """Seconds that `Domain.render` takes for a batch, decoded and warm."""
+    samples = domain.decode(state)
+    domain.render(samples[0])
+    began = time.perf_counter()
+    for sample in samples:
+        domain.render(sample)
+    return time.perf_counter() - began
 
 
 class Clock:
@@ -110,9 +125,15 @@ def drawn(domain: Domain, network: nn.Module, sampler: Draw, s: Setting) -> Draw
     return draw(domain, network, sampler, s.num, seed=s.seed, precision=s.precision, device=s.device, request=s.request)
 
 
-def quality(domain: Domain, samples: Sequence[Any], s: Setting) -> tuple[dict[str, Metric], list[str]]:
-    """The domain's `compared` metrics, and why any of them could not be measured here."""
-    found, missing = dict(domain.metrics(samples, s.seed)), []
+def quality(
+    domain: Domain, samples: Sequence[Any], s: Setting, reference: Sequence[Any]
+) -> tuple[dict[str, Metric], list[str]]:
+    """The domain's `compared` metrics, and why any of them could not be measured here.
+
+    reference: the first row's samples of the same noise.
+    """
+    missing: list[str] = []
+    found = {**domain.metrics(samples, s.seed), **domain.paired_metrics(samples, reference, s.seed)}
     for name in domain.compared_extra:
         try:
             found |= domain.extra_metrics()[name](samples, s.seed)
@@ -138,7 +159,7 @@ def compare(domain: Domain, contenders: Sequence[Contender], s: Setting) -> tupl
         row: dict[str, Any] = {"kind": c.kind, "quality": {}, "verdict": {}, "not_measured": []}
         if s.num:
             sources.append(_swept(domain, c, s))
-            found, row["not_measured"] = quality(domain, sources[-1].drawn.samples, s)
+            found, row["not_measured"] = quality(domain, sources[-1].drawn.samples, s, sources[0].drawn.samples)
             reference = reference or found
             row["quality"] = {k: asdict(m) for k, m in found.items()}
             row["verdict"] = {k: verdict(m, reference[k]) for k, m in found.items() if k in reference}

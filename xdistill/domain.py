@@ -240,6 +240,13 @@ class Domain(ABC):
         """PDB text of each sample for the report's 3D viewer; empty when the modality is not molecular."""
         return []
 
+    #: Folder beside the final table into which `fit` writes the first samples of each of its rows; none: nowhere.
+    examples: str = ""
+
+    def render(self, sample: Any) -> Any:
+        """What a user gets of a decoded sample where making it takes time worth telling (sound): `bench` times it."""
+        return None
+
     @abstractmethod
     def decode(self, sample: Any) -> list[Any]:
         """A batch of states -> one plain object a sample (a CA trace, a point set, a text)."""

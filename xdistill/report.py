@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from rich.table import Table
 from xdistill import curves
 from xdistill.curves import Axes
 from xdistill.domain import Domain, Metric, TeacherSampler
+from xdistill.errors import XDistillError
 from xdistill.evaluation import Draw, Row, as_json, best_by_score, student_sampler, teacher_sampler
 from xdistill.machine import hardware
 from xdistill.measured import Measuring, Source, targets
@@ -56,6 +58,7 @@ def report(
         result["curves"] = _curves(cfg, domain.curve_axes, sources, rows, real, out, console)
     (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     figure(domain, rows, out)
+    examples(domain, rows, out, console)
     if rows[0].samples and domain.sample_text(rows[0].samples[0]) is not None:
         console.print(side_by_side(rows, domain))
     if len(rows) > 1:
@@ -204,6 +207,23 @@ def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> Non
     for suffix in ("png", "svg"):
         fig.savefig(out / f"report.{suffix}", dpi=130)
     plt.close(fig)
+
+
+def examples(domain: Domain, rows: Sequence[Row], out: Path, console: Console, each: int = 4) -> list[Path]:
+    """The first samples of every row, and real ones, as files `<row>_<number>` in the domain's folder of examples."""
+    if not domain.examples:
+        return []
+    sources = {"real": domain.reference_samples(each, 0), **{row.name: row.samples[:each] for row in rows}}
+    (out / domain.examples).mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, samples in sources.items():
+        plain = re.sub(r"\W+", "_", name).strip("_")
+        for i, sample in enumerate(samples):
+            try:
+                written.append(domain.write(sample, out / domain.examples / f"{plain}_{i}"))
+            except XDistillError as error:  # a student that diverged is shown by the table, not by a crash
+                console.print(f"no example {i} of {name}: {error}", style="yellow", soft_wrap=True)
+    return written
 
 
 def _seconds(row: Row) -> float:

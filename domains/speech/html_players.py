@@ -7,13 +7,10 @@ import io
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
-import soundfile
-
-from xdistill.domains.speech.judges import RATE, Wave, heard
+from xdistill.domains.speech.codec import sound
+from xdistill.domains.speech.judges import RATE, heard
 from xdistill.domains.speech.metrics import recording_of
 from xdistill.domains.speech.picture import draw_mel
-from xdistill.domains.speech.resampling import resample
 from xdistill.domains.speech.spoken import Spoken
 from xdistill.domains.speech.vocoder import Vocoder
 from xdistill.evaluation import Row
@@ -56,19 +53,12 @@ def _sentence(i: int, rows: Sequence[Row], vocoder: Vocoder) -> str:
 
 def _player(name: str, tint: str, sample: Spoken, i: int, vocoder: Vocoder) -> str:
     label = escape(f"{name}, sentence {i + 1}")
-    sound = base64.b64encode(pcm(heard(sample, vocoder))).decode()
+    wave = base64.b64encode(sound(heard(sample, vocoder), RATE, "wav", sample.text)).decode()
     return (
         f'<figure><img alt="mel spectrogram of {label}" src="data:image/png;base64,{_picture(sample)}">'
-        f'<audio controls preload="metadata" aria-label="{label}" src="data:audio/wav;base64,{sound}"></audio>'
+        f'<audio controls preload="metadata" aria-label="{label}" src="data:audio/wav;base64,{wave}"></audio>'
         f"<figcaption>{chip(tint)}{escape(name)} <i>{sample.seconds:.1f} s</i></figcaption></figure>"
     )
-
-
-def pcm(wave: Wave, rate: int = RATE) -> bytes:
-    """A 16-bit WAV file of sound at 16 kHz, resampled to `rate`; clipped, never wrapped."""
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(resample(wave, RATE, rate), -1, 1), rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
 
 
 def _picture(sample: Spoken) -> str:

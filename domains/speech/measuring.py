@@ -28,6 +28,7 @@ class SpeechMeasuring(Domain):
     bench_batches = (1, 8)
     compared: Sequence[str] = ("score", "paired", "mcd", "log_f0_rmse", "variance_ratio", "wer", "cer")
     compared_extra: Sequence[str] = ("wer",)
+    examples = "audio"
 
     @property
     def unit_elements(self) -> float:
@@ -63,6 +64,9 @@ class SpeechMeasuring(Domain):
 
     def headline(self) -> Sequence[str]:
         return ("score", "paired", "mcd", "log_f0_rmse", "variance_ratio")
+
+    def render(self, sample: Any) -> Any:
+        return codec.waveform(sample, self.vocoder)
 
     def draw(self, ax: Any, sample: Any) -> None:
         draw_mel(ax, sample)

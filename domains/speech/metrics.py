@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdistill.domain import Metric
-from xdistill.domains.speech import spectra
-from xdistill.domains.speech.mel import FLOOR, MelSpec
+from xdistill.domains.speech import corpus, spectra
+from xdistill.domains.speech.mel import FLOOR, MelSpec, mel
 from xdistill.domains.speech.normalise import plain
 from xdistill.domains.speech.spoken import Spoken
-from xdistill.domains.speech.utterances import Scale, aligned, utterances
+from xdistill.domains.speech.utterances import waveform
 from xdistill.errors import XDistillError
 from xdistill.intervals import UNDEFINED, bootstrap_sums, bootstrap_totals
 from xdistill.rng import derive_seed
@@ -36,9 +36,9 @@ BETTER: Mapping[str, str] = MappingProxyType(
 @lru_cache(maxsize=4)
 def recordings(kind: str) -> tuple[Spoken, ...]:
     """The held-out recordings as mels of a front-end, sorted by id."""
-    texts = {sentence.clip.id: sentence.clip.text for sentence in aligned("heldout")}
-    found = utterances("heldout", MelSpec(kind), Scale())
-    return tuple(Spoken(texts[u.id], u.mel.numpy(), kind, id=u.id) for u in found)
+    spec = MelSpec(kind)
+    mels = ((c, mel(waveform(c.audio(), corpus.RATE, spec), spec)) for c in corpus.clips("heldout"))
+    return tuple(Spoken(clip.text, value.mT.contiguous().numpy(), kind, id=clip.id) for clip, value in mels)
 
 
 @lru_cache(maxsize=4)
@@ -56,8 +56,8 @@ def recording_of(sample: Spoken) -> Spoken | None:
 def natural(sample: Spoken) -> Array:
     """[N, D] its mel as float64, what no waveform has brought to the nearest that one may have."""
     floor = np.log(FLOOR)
-    mel = np.asarray(sample.mel, np.float64)
-    return np.nan_to_num(mel, nan=floor, posinf=LOUDEST, neginf=floor).clip(floor, LOUDEST)
+    found = np.asarray(sample.mel, np.float64)
+    return np.nan_to_num(found, nan=floor, posinf=LOUDEST, neginf=floor).clip(floor, LOUDEST)
 
 
 @lru_cache(maxsize=256)

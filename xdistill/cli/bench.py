@@ -66,11 +66,13 @@ def run(args: Sequence[str]) -> int:
 def _contenders(
     cfg: BenchConfig, loaded: Loaded, request: Mapping[str, Any], own: Mapping[str, Any]
 ) -> list[Contender]:
-    """The teacher, the student at each number of calls, then, where the domain has a curve, the teacher at as few, and
+    """The teacher as the student's run guided it, and without where that differs, the student at each number of calls,
+    then, where the domain has a curve, the teacher at as few, and
     the domain's other networks.
     """
     from functools import partial
 
+    from xdistill.assemble import guided_teacher
     from xdistill.bench import Contender, calls_of
     from xdistill.cli.student import device, options
     from xdistill.compiled import Compiled
@@ -86,8 +88,12 @@ def _contenders(
         return student_sampler(objective, **{**given, **changed})
 
     reference = domain.teacher_samplers()["reference"]
-    teacher, model = prepared(domain.teacher()), prepared(loaded.model)
-    found = [Contender("teacher", "teacher", teacher, partial(teacher_sampler, reference, cfg.teacher_steps or None))]
+    bare = domain.teacher()
+    guided = guided_teacher(loaded.config, domain, bare)
+    teacher, model = prepared(guided), prepared(loaded.model)
+    whole = partial(teacher_sampler, reference, cfg.teacher_steps or None)
+    found = [Contender("teacher", "teacher", teacher, whole)]
+    found += [Contender("teacher without guidance", "unguided", prepared(bare), whole)] if guided is not bare else []
     few = {}
     for steps in calls_of(cfg.steps, objective):
         given = options(loaded, steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, request, own)
@@ -166,6 +172,8 @@ def _table(report: dict[str, Any]) -> Table:
     for i, size in enumerate(next(iter(rows.values()))["batches"]):
         costs, at = [r["batches"][size] for r in rows.values()], f", batch {size}" if i else ""
         out.add_row(f"{unit} a second{at}", *[f"{c['elements_per_second']:.4g}" for c in costs])
+        if any("render_seconds" in c for c in costs):
+            out.add_row(f"rendered too{at}", *[f"{c['rendered_per_second']:.4g}" for c in costs])
         out.add_row(f"speed-up{at}", "", *[f"{c['speedup']:.3g}x" for c in costs[1:]])
         out.add_row(
             f"sampler beside the network{at}", *[f"{c['overhead']:.1%}" if "overhead" in c else "" for c in costs]
