@@ -12,16 +12,13 @@ other samples (best `score` of the scales tried). Runs stay in runs/results and 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from results_table import Record, Rows, Table, cell, grouped, inside, markdown
 
 from xdistill.config import compose
 from xdistill.domain import Metric
@@ -29,7 +26,6 @@ from xdistill.domains.protein import ProteinDomain
 from xdistill.domains.protein.metrics import EXTRA
 from xdistill.domains.protein.teacher import SHIPPED_TEACHER
 from xdistill.evaluation import Draw, draw, student_sampler, teacher_sampler
-from xdistill.machine import hardware
 from xdistill.run import fit
 from xdistill.sections import build_domain
 from xdistill.student import load_student
@@ -77,28 +73,29 @@ def train(method: str, seed: int, runs: Path) -> Path:
     return out
 
 
-def student_rows(method: str, seed: int, runs: Path) -> dict[str, dict[str, Any]]:
-    """Rows of one student at every number of calls."""
+def student_rows(method: str, seed: int, calls: Sequence[int], runs: Path) -> Rows:
+    """Rows of one student."""
     loaded = load_student(train(method, seed, runs))
 
-    def sampler(calls: int, noise: float) -> Draw:
-        return student_sampler(loaded.objective, steps=calls, noise_scale=noise)
+    def sampler(steps: int, noise: float) -> Draw:
+        return student_sampler(loaded.objective, steps=steps, noise_scale=noise)
 
     return {
-        f"{method}/{seed}/{k}": best(loaded.domain, loaded.model, lambda n, k=k: sampler(k, n), NOISE) for k in CALLS
+        f"{method}/{seed}/{k}": best(loaded.domain, loaded.model, lambda n, k=k: sampler(k, n), NOISE) for k in calls
     }
 
 
-def teacher_rows() -> dict[str, dict[str, Any]]:
-    """The teacher's own samplers (protein spec 1.8) at the students' calls, and its reference at 400."""
-    rows: dict[str, dict[str, Any]] = {}
+def teacher_rows(calls: Sequence[int]) -> Rows:
+    """The teacher's own samplers (protein spec 1.8), and its reference at 400 calls beside all of the students'."""
+    rows: Rows = {}
+    full = (400,) if set(calls) == set(CALLS) else ()
     for noise in NOISE:
         domain = _domain(noise)
         for name, sampler in domain.teacher_samplers().items():
             kind, _, scale = name.partition(", noise ")
             if noise != NOISE[0] and scale != f"{noise}":
                 continue  # neither depends on the noise scale, nor is it the reference at another than its own
-            for k in (400,) if kind == "reference" else CALLS:
+            for k in full if kind == "reference" else calls:
                 row = measure(domain, domain.teacher(), teacher_sampler(sampler, k), float(scale or noise))
                 key = f"teacher: {kind}/-/{k}"
                 if key not in rows or row["metrics"]["score"]["value"] > rows[key]["metrics"]["score"]["value"]:
@@ -124,42 +121,23 @@ def measure(domain: Any, model: Any, sampler: Draw, noise: float) -> dict[str, A
     return {"noise_scale": noise, "calls": drawn.calls, "seconds": drawn.seconds, "n": NUM, "metrics": metrics}
 
 
-def check(recorded: dict[str, Any], again: dict[str, Any]) -> bool:
+def check(recorded: Rows, again: Rows) -> bool:
     """Print both; whether every new value lies within the recorded interval."""
     good = True
     for key, row in again.items():
-        for name in SHOWN:
-            if name not in row["metrics"]:
-                continue
+        for name in (name for name in SHOWN if name in row["metrics"]):
             old, new = recorded[key]["metrics"][name], row["metrics"][name]["value"]
-            inside = old["low"] - 1e-9 <= new <= old["high"] + 1e-9
-            good &= inside
-            print(
-                f"{key:28} {name:13} {new:8.4f}  recorded {old['value']:.4f} [{old['low']:.4f}, {old['high']:.4f}]",
-                "" if inside else "  OUTSIDE",
-            )
+            good &= inside(f"{key:28} {name:13}", old, new)
     return good
 
 
-def text(record: dict[str, Any]) -> str:
+def text(record: Record) -> str:
     """The table as Markdown: mean over seeds, lowest to highest seed in brackets."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for key, row in record["rows"].items():
-        method, _, k = key.rsplit("/", 2)
-        groups.setdefault((method, int(k)), []).append(row)
-    lines = ["| method | calls | seeds | noise | " + " | ".join(SHOWN) + " |", "|---" * (4 + len(SHOWN)) + "|"]
-    for (method, k), rows in sorted(groups.items(), key=lambda g: (not g[0][0].startswith("teacher"), g[0])):
-        cells = [_cell([r["metrics"][name]["value"] for r in rows if name in r["metrics"]]) for name in SHOWN]
-        noise = "/".join(f"{r['noise_scale']:g}" for r in rows)
-        lines.append(f"| {method} | {k} | {len(rows)} | {noise} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} [{min(values):.3f}, {max(values):.3f}]"
+    lines = []
+    for (method, k), rows in grouped(record):
+        cells = [cell([r["metrics"][name]["value"] for r in rows if name in r["metrics"]]) for name in SHOWN]
+        lines.append((method, k, len(rows), "/".join(f"{r['noise_scale']:g}" for r in rows), *cells))
+    return markdown(["method", "calls", "seeds", "noise", *SHOWN], lines)
 
 
 def _domain(noise: float) -> ProteinDomain:
@@ -170,50 +148,24 @@ def _request() -> dict[str, str]:
     return {"length": f"{LENGTHS[0]}-{LENGTHS[1]}"}
 
 
-def _save(record: dict[str, Any]) -> None:
-    part = RECORD.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    part.rename(RECORD)
-    TEXT.write_text(text(record))
+def settings() -> dict[str, Any]:
+    """What all rows of a record have in common."""
+    digest = hashlib.sha256(SHIPPED_TEACHER.read_bytes()).hexdigest()
+    return {"teacher_sha256": digest, "budget": BUDGET, "lengths": list(LENGTHS), "n": NUM}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=[*METHODS, *FLOW_MAPS, "teacher"], help="only this one")
-    parser.add_argument("--seed", type=int, choices=SEEDS, help="only this one")
-    parser.add_argument("--calls", type=int, choices=CALLS, help="only this one, with --check")
-    parser.add_argument("--check", action="store_true", help="train and measure again in a fresh folder and compare")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    settings = {
-        "teacher_sha256": hashlib.sha256(SHIPPED_TEACHER.read_bytes()).hexdigest(),
-        "budget": BUDGET,
-        "lengths": list(LENGTHS),
-        "n": NUM,
-    }
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"settings": settings, "rows": {}}
-    if record["settings"] != settings:
-        raise SystemExit(f"{RECORD} was made with other settings: move it away to start a new table")
-    for method in [args.method] if args.method else ["teacher", *METHODS, *FLOW_MAPS]:
-        for seed in SEEDS[:1] if method == "teacher" else SEEDS if args.seed is None else [args.seed]:
-            done = any(
-                key.startswith(f"{method}: " if method == "teacher" else f"{method}/{seed}/") for key in record["rows"]
-            )
-            if args.check:
-                runs = RUNS.with_name("results_check")
-                again = teacher_rows() if method == "teacher" else student_rows(method, seed, runs)
-                again = {k: row for k, row in again.items() if args.calls in (None, int(k.rsplit("/", 1)[1]))}
-                if not check(record["rows"], again):
-                    raise SystemExit(1)
-            elif not done:
-                rows = teacher_rows() if method == "teacher" else student_rows(method, seed, RUNS)
-                # Another process may have added its rows meanwhile.
-                record = json.loads(RECORD.read_text()) if RECORD.exists() else record
-                record["rows"] |= rows
-                record["hardware"] = hardware()
-                _save(record)
-    print(text(record))
+def make(method: str, seed: int, calls: Sequence[int], record: Record, runs: Path) -> Rows:
+    """Rows of the teacher's samplers, or of one student."""
+    return teacher_rows(calls) if method == "teacher" else student_rows(method, seed, calls, runs)
+
+
+def table() -> Table:
+    """What `results_table` needs to know."""
+    return Table(
+        path=RECORD, runs=RUNS, settings=settings(), methods=(*METHODS, *FLOW_MAPS), seeds=SEEDS, calls=CALLS,
+        make=make, check=check, text=text, indent=1,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    table().main(__doc__)

@@ -16,10 +16,7 @@ Runs stay in runs/text_results and are continued when interrupted.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -28,13 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from results_table import Record, Rows, Table, cell, grouped, inside, markdown
 
 from xdistill.config import compose
 from xdistill.curves import Curve, Point, gap_closed, plot
 from xdistill.domains.text import TextDomain
 from xdistill.domains.text.teacher import SHIPPED_TEACHER
 from xdistill.evaluation import draw, student_sampler
-from xdistill.machine import hardware
 from xdistill.objectives.mdlm import MDLM
 from xdistill.run import fit
 from xdistill.sections import build_domain
@@ -100,7 +97,7 @@ def curve(model: torch.nn.Module, calls: int, method: str, target: float | None,
     return Curve(f"{calls} calls", tuple(points[t] for t in sorted(points)))
 
 
-def student_rows(method: str, seed: int, record: dict[str, Any], calls: Sequence[int], runs: Path) -> dict[str, Any]:
+def student_rows(method: str, seed: int, record: Record, calls: Sequence[int], runs: Path) -> Rows:
     """Rows of one student."""
     model = load_student(train(method, seed, runs)).model
     order = "ancestral" if method.endswith("_independent") else "spread"
@@ -108,7 +105,7 @@ def student_rows(method: str, seed: int, record: dict[str, Any], calls: Sequence
     return {f"{method}/{seed}/{k}": row(curve(model, k, order, level, NUM[k] // fewer), record) for k in calls}
 
 
-def teacher_rows(record: dict[str, Any], calls: Sequence[int]) -> dict[str, Any]:
+def teacher_rows(record: Record, calls: Sequence[int]) -> Rows:
     """The teacher's own samplers at the students' calls, and its ancestral sampler at as many calls as tokens."""
     model, rows = domain().teacher(), record["rows"]
     full, few = f"teacher: ancestral/-/{FULL}", "teacher: ancestral/-/8"
@@ -124,12 +121,12 @@ def teacher_rows(record: dict[str, Any], calls: Sequence[int]) -> dict[str, Any]
     return {key: r for key, r in rows.items() if key.startswith("teacher: ")}
 
 
-def target(record: dict[str, Any]) -> float:
+def target(record: Record) -> float:
     """The entropy that all rows are read at: the teacher's own, at as many calls as tokens."""
     return stored(record["rows"][f"teacher: ancestral/-/{FULL}"]).points[0].x
 
 
-def row(c: Curve, record: dict[str, Any]) -> dict[str, Any]:
+def row(c: Curve, record: Record) -> dict[str, Any]:
     """A curve with what is read off it."""
     points = [asdict(p) | {"rows": p.rows.round(6).tolist(), "x": p.x, "y": p.y} for p in c.points]
     made: dict[str, Any] = {"name": c.name, "points": points}
@@ -148,50 +145,25 @@ def stored(found: dict[str, Any]) -> Curve:
     return Curve(found["name"], tuple(points))
 
 
-def check(recorded: dict[str, Any], again: dict[str, Any]) -> bool:
+def check(recorded: Rows, again: Rows) -> bool:
     """Print both; whether every new value lies within the recorded interval."""
-    good = True
-    for key, made in again.items():
-        old, new = recorded[key]["log_perplexity"], made["log_perplexity"]["value"]
-        inside = old["low"] - 1e-9 <= new <= old["high"] + 1e-9
-        good &= inside
-        print(
-            f"{key:24} {new:.4f}  recorded {old['value']:.4f} [{old['low']:.4f}, {old['high']:.4f}]",
-            "" if inside else "OUTSIDE",
-        )
-    return good
+    pairs = [(f"{key:24}", recorded[key]["log_perplexity"], r["log_perplexity"]["value"]) for key, r in again.items()]
+    return all([inside(*pair) for pair in pairs])
 
 
-def text(record: dict[str, Any]) -> str:
+def text(record: Record) -> str:
     """The table as Markdown: a line a method and number of calls, means over seeds, lowest and highest in brackets."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for key, made in record["rows"].items():
-        method, _, k = key.rsplit("/", 2)
-        groups.setdefault((method, int(k)), []).append(made)
-    head = "| method | calls | seeds | n | log judge-perplexity at the teacher's entropy | share of the gap closed |"
-    lines = [head, "|---" * 6 + "|"]
-    for (method, k), rows in sorted(groups.items(), key=lambda g: (not g[0][0].startswith("teacher"), g[0])):
-        n = len(rows[0]["points"][0]["rows"])
-        cells = [_cell([r[name] for r in rows if name in r]) for name in ("log_perplexity", "closed")]
-        lines.append(f"| {method} | {k} | {len(rows)} | {n} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    head = ["method", "calls", "seeds", "n", "log judge-perplexity at the teacher's entropy", "share of the gap closed"]
+    lines = []
+    for (method, k), rows in grouped(record):
+        found = [[r[name] for r in rows if name in r] for name in ("log_perplexity", "closed")]
+        cells = [cell([m["value"] for m in f], [f[0]["low"], f[0]["high"]] if f else ()) for f in found]
+        lines.append((method, k, len(rows), len(rows[0]["points"][0]["rows"]), *cells))
+    return markdown(head, lines)
 
 
-def _cell(found: list[dict[str, float]]) -> str:
-    """Of one seed the interval over samples, of several the range over seeds."""
-    if not found or any(f["value"] != f["value"] for f in found):
-        return "-"
-    values = [f["value"] for f in found]
-    low, high = (found[0]["low"], found[0]["high"]) if len(found) == 1 else (min(values), max(values))
-    return f"{statistics.fmean(values):.3f} [{low:.3f}, {high:.3f}]"
-
-
-def save(record: dict[str, Any]) -> None:
-    """The record, atomically, its table, and its picture."""
-    part = RECORD.with_suffix(".part")
-    part.write_text(json.dumps(record) + "\n")
-    part.rename(RECORD)
-    TEXT.write_text(text(record))
+def picture(record: Record) -> None:
+    """The curves of PICTURE that are there."""
     axes, shown = domain().curve_axes, {name: key for name, key in PICTURE.items() if key in record["rows"]}
     curves = [replace(stored(record["rows"][key]), name=name) for name, key in shown.items()]
     plot(curves, axes, {"the teacher's entropy": target(record)}, TEXT.with_name("text_curves.png"))
@@ -203,39 +175,18 @@ def settings() -> dict[str, Any]:
     return {"teacher_sha256": digest, "budget": BUDGET, "num": {str(k): n for k, n in NUM.items()}, "seed": EVAL_SEED}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=[*METHODS, "teacher"], help="only this one")
-    parser.add_argument("--seed", type=int, choices=SEEDS, help="only this one")
-    parser.add_argument("--calls", type=int, choices=CALLS, help="only this one")
-    parser.add_argument("--check", action="store_true", help="train and measure again in a fresh folder and compare")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"settings": settings(), "rows": {}}
-    if record["settings"] != settings():
-        raise SystemExit(f"{RECORD} was made with other settings: move it away to start a new table")
-    calls = CALLS if args.calls is None else [args.calls]
-    for method in [args.method] if args.method else ["teacher", *METHODS]:
-        seeds = SEEDS[:1] if method == "teacher" else SEEDS if args.seed is None else [args.seed]
-        for seed in seeds:
-            if args.check:
-                runs = RUNS.with_name("text_results_check")
-                if not check(record["rows"], student_rows(method, seed, record, calls, runs)):
-                    raise SystemExit(1)
-                continue
-            missing = [k for k in calls if f"{method}/{seed}/{k}" not in record["rows"]]
-            made = (
-                teacher_rows(record, calls)
-                if method == "teacher"
-                else student_rows(method, seed, record, missing, RUNS)
-            )
-            # Another process may have added its rows meanwhile.
-            record = json.loads(RECORD.read_text()) if RECORD.exists() else record
-            record["rows"] |= made
-            record["hardware"] = hardware()
-            save(record)
-    print(text(record))
+def make(method: str, seed: int, calls: Sequence[int], record: Record, runs: Path) -> Rows:
+    """The missing rows of the teacher, or those of one student."""
+    return teacher_rows(record, calls) if method == "teacher" else student_rows(method, seed, record, calls, runs)
+
+
+def table() -> Table:
+    """What `results_table` needs to know."""
+    return Table(
+        path=RECORD, runs=RUNS, settings=settings(), methods=tuple(METHODS), seeds=SEEDS, calls=CALLS, make=make,
+        check=check, text=text, saved=picture,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    table().main(__doc__)

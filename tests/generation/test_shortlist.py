@@ -125,9 +125,20 @@ def test_bad_choices_are_said_before_anything_runs(choice: Choice, columns: tupl
         check(choice, ProteinDomain({}), columns)
 
 
-def test_good_choices() -> None:
-    check(Choice(5, "mpnn", 0.5), ProteinDomain({}), ("mpnn",))
-    check(Choice(5, "helix"), ProteinDomain({}), ())
+def test_every_ranking_is_good_with_the_filter_that_measures_it() -> None:
+    domain = ProteinDomain({})
+
+    def good(by: str, *columns: str) -> bool:
+        try:
+            check(Choice(5, by, 0.5), domain, columns)
+        except UsageError:
+            return False
+        return True
+
+    assert all(good(by, by) for by in domain.ranking)
+    without = {by for by in domain.ranking if good(by)}
+    assert "helix" in without
+    assert not {"mpnn", "max_tm"} & without
 
 
 def rotated(x: Array, seed: int) -> Array:
