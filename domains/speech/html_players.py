@@ -26,7 +26,8 @@ def panels(rows: Sequence[Row], vocoder: Vocoder, sentences: int = SENTENCES) ->
 
     Browsers make their players reachable by keyboard. Sentences whose sound would make the file too large are left out.
     """
-    parts, budget = [], SOUND
+    parts: list[str] = []
+    budget = SOUND
     for i in range(min((row.n for row in rows), default=0)):
         part = _sentence(i, rows, vocoder)
         budget -= len(part)

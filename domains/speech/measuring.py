@@ -25,15 +25,11 @@ class SpeechMeasuring(Domain):
     vocoder: str
 
     unit = "seconds of speech"
+    unit_elements = MelSpec("vocos").frame_rate  # of both kinds
     bench_batches = (1, 8)
     compared: Sequence[str] = ("score", "paired", "mcd", "log_f0_rmse", "variance_ratio", "wer", "cer")
     compared_extra: Sequence[str] = ("wer",)
     examples = "audio"
-
-    @property
-    def unit_elements(self) -> float:
-        """Frames a second."""
-        return MelSpec(self.network_config.mel_spec_type).frame_rate
 
     @property
     def _vocoder(self) -> Vocoder:
