@@ -34,7 +34,6 @@ class SpeechDomainConfig:
     losses count, `all` or the hidden `span` (F5-TTS). reference_steps: network evaluations of the teacher's own
     sampler, each two calls when guided. sway: of its times. vocoder: what makes sound of mels, griffin_lim, mini,
     vocos:PATH or bigvgan:PATH. watermark: `module:function` of (samples, rate) that marks the sound, null: nothing.
-    guidance: read no more (the group of that name says it); runs of before recorded it.
     """
 
     size: str = "mini"
@@ -43,7 +42,6 @@ class SpeechDomainConfig:
     masked: tuple[float, float] = (0.7, 1.0)
     audio_drop: float = 0.5
     scored: str = "all"
-    guidance: float = 2.0
     reference_steps: int = 32
     sway: float = -1.0
     vocoder: str = "griffin_lim"

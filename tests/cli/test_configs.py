@@ -25,7 +25,7 @@ from xdistill.sections import build_domain, build_objective
 
 TREE = Path(xdistill.configs.__file__).parent
 FILES = sorted(p.relative_to(TREE).with_suffix("") for p in TREE.glob("*/*.yaml"))
-DOMAINS = {"toy": ([], ["domain.task=tokens"], ["domain.task=gaussian"]), "protein": ([],), "text": ([],)}
+DOMAINS = {"toy": ([], ["domain.task=tokens"], ["domain.task=gaussian"]), "protein": ([],), "speech": ([],), "text": ([],)}
 OBJECTIVES: dict[str, list[str]] = {
     "sid": [],
     "dmd": ["objective.gan_weight=0.1"],
@@ -52,7 +52,7 @@ FLOW_MAPS: dict[str, list[str]] = {
     "improved_meanflow": ["objective.velocity=teacher"],
     "intmeanflow": ["objective.times=[1,0.6,0]"],
     "cmt": ["objective.pairs=4"],
-    "consistency": ["objective.states=rollout"],
+    "consistency": ["objective.states=rollout", "objective.heun=false"],
 }
 OBJECTIVES |= FLOW_MAPS
 PRESETS = {"splitmeanflow": "interval", "shortcut": "interval", "meanflow": "interval", "alphaflow": "interval"}
@@ -63,7 +63,7 @@ MANDATORY = {
     "guidance/autoguidance": ["guidance.weak=x"],
 }
 #: Pairs that cannot run although the process is right, and the reason a user is given.
-IMPOSSIBLE = {("toy", "bd3"): "block after block"}
+IMPOSSIBLE = {("toy", "bd3"): "block after block", ("speech", "dmd"): "needs a discriminator"}
 
 
 def test_groups_are_the_folders() -> None:
@@ -160,7 +160,7 @@ def test_domain_files_are_the_code_defaults() -> None:
         section = OmegaConf.to_container(compose([f"domain={name}", "experiment=none"]).domain)
         bare = registry.load("domains", name)({})
         options = asdict(getattr(bare, name))
-        assert section == {"name": name, **options}
+        assert section == {"name": name} | {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
