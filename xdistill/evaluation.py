@@ -36,7 +36,7 @@ class CallCounter(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.calls = model, 0
-        self.kind = getattr(model, "kind", None)
+        self.kind, self.flow_map = getattr(model, "kind", None), getattr(model, "flow_map", False)
         inner = [m for m in (getattr(model, "model", None), getattr(model, "weak", None)) if isinstance(m, nn.Module)]
         self.counted = inner or [model]
         self._hooks = [module.register_forward_pre_hook(self._count) for module in self.counted]

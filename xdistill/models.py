@@ -125,5 +125,7 @@ def average_velocity(
     """u(x_t, t, r), so that x_r = x_t - (t - r) u, on the linear path; masked and gauge-free.
 
     The change of prediction at (x_t, t) is affine with weights that do not depend on x_t, so it holds for averages too.
+    A plain flow model gives its velocity at t: its jumps are Euler steps.
     """
-    return process.convert(model(x_t, t, cond, r=r), model.kind, Kind.VELOCITY, x_t, t).project()
+    found = model(x_t, t, cond, r=r) if getattr(model, "flow_map", False) else model(x_t, t, cond)
+    return process.convert(found, model.kind, Kind.VELOCITY, x_t, t).project()
