@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 from torch import nn
 
 from xdistill.domain import DataSource
-from xdistill.domains.speech import teacher
+from xdistill.domains.speech import corpus, teacher
 from xdistill.domains.speech.data import Prompting, Utterance, UtteranceSource
 from xdistill.domains.speech.flow import SpeechFlow
+from xdistill.domains.speech.folders import Limits, scan
 from xdistill.domains.speech.measuring import SpeechMeasuring
 from xdistill.domains.speech.mel import MelSpec
 from xdistill.domains.speech.network import F5Config
+from xdistill.domains.speech.own_data import OwnData, load_own, spelled, vocabulary
 from xdistill.domains.speech.serving import SpeechServing
 from xdistill.domains.speech.utterances import Scale, utterances
 from xdistill.errors import UsageError
@@ -34,6 +36,7 @@ class SpeechDomainConfig:
     losses count, `all` or the hidden `span` (F5-TTS). reference_steps: network evaluations of the teacher's own
     sampler, each two calls when guided. sway: of its times. vocoder: what makes sound of mels, griffin_lim, mini,
     vocos:PATH or bigvgan:PATH. watermark: `module:function` of (samples, rate) that marks the sound, null: nothing.
+    holdout: share of the sentences of your own recordings kept for evaluation.
     """
 
     size: str = "mini"
@@ -46,6 +49,7 @@ class SpeechDomainConfig:
     sway: float = -1.0
     vocoder: str = "griffin_lim"
     watermark: str | None = None
+    holdout: float = 0.05
 
 
 class SpeechDomain(SpeechMeasuring, SpeechServing):
@@ -92,7 +96,20 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
         return self._teacher
 
     def network(self) -> nn.Module:
-        return teacher.fresh(self.speech.size)
+        """Of characters, those of the teacher in use, else of the data's texts."""
+        config = F5Config.preset(self.speech.size)
+        if not config.aligned:
+            if self.vocabulary is None:
+                self.vocabulary = vocabulary(self._texts(), config.tokenizer)
+            config = replace(config, vocab_size=256 if self.vocabulary is None else len(self.vocabulary))
+        self.network_config = config
+        return teacher.fresh(config)
+
+    def _texts(self) -> list[str]:
+        """What is said in the data."""
+        if self.data_path is None:
+            return [clip.text for clip in corpus.clips()]
+        return [r.text for r in scan(self.data_path, Limits(holdout=self.speech.holdout))[0]]
 
     def flow_map(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, SpeechFlow)
@@ -114,8 +131,20 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
         return teacher.SHIPPED_STUDENT
 
     def sentences(self, split: str) -> Sequence[Utterance]:
-        """The `train` or `heldout` utterances."""
-        return utterances(split, self.spec, self.scale)
+        """The `train` or `heldout` utterances of the user's recordings, or of the embedded corpus."""
+        if self.own:
+            return self.own.split(split)
+        found = utterances(split, self.spec, self.scale)
+        return found if self.network_config.aligned else [spelled(u, self.reader) for u in found]
+
+    @property
+    def own(self) -> OwnData | None:
+        """The user's recordings as the network in use takes them, None without `data.path`."""
+        if self.data_path is None:
+            return None
+        found = load_own(str(self.data_path), self.speech.holdout, self.reader)
+        self.data_report = found.report
+        return found
 
     def data(self, batch_size: int, seed: int) -> DataSource:
         return self._source(batch_size, seed, real=True)

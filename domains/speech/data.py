@@ -21,18 +21,19 @@ JITTER = 0.15  # of log lengths when a lap is sorted: neighbours in length chang
 @dataclass(frozen=True)
 class Utterance:
     """A sentence in the network's units: mel [N, D], and either ids [N] with features [N, 3] at frame rate, or
-    characters ids [T].
+    characters ids [T]. text: what it says.
     """
 
     id: str
     mel: Tensor
     ids: Tensor
     frames: Tensor | None = None
+    text: str = ""
 
     def crop(self, start: int, stop: int) -> Utterance:
         """Frames start to stop; only where text is at frame rate."""
         assert self.frames is not None
-        return Utterance(self.id, self.mel[start:stop], self.ids[start:stop], self.frames[start:stop])
+        return Utterance(self.id, self.mel[start:stop], self.ids[start:stop], self.frames[start:stop], self.text)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xdistill.cache import remembered
 from xdistill.domains.speech import audio
 from xdistill.domains.speech.folder_report import FolderReport
-from xdistill.domains.speech.transcripts import Transcribed, transcribed
+from xdistill.domains.speech.tokens import SpeechTokenizer
+from xdistill.domains.speech.transcripts import transcribed
 from xdistill.errors import UsageError, XDistillError
 
 FULL_SCALE, CLIPPED = 0.999, 1e-3
@@ -32,18 +36,22 @@ class Recording:
         """Samples [n] at `rate` Hz, mono, full scale 1."""
         return audio.read(self.path, rate)
 
+    def identity(self) -> list[Any]:
+        """JSON values that change when the file or its text does."""
+        return [*identity(self.path), self.text]
+
 
 @dataclass(frozen=True)
 class Limits:
     """What a recording has to be.
 
-    shortest, longest: seconds. vocabulary: the characters a network knows, None for any. holdout: share of the
+    shortest, longest: seconds. tokenizer: whose vocabulary has all its characters, None for any. holdout: share of the
     sentences for evaluation, chosen by a hash of the text, so that one sentence is never on both sides.
     """
 
     shortest: float = 0.5
     longest: float = 30.0
-    vocabulary: frozenset[str] | None = None
+    tokenizer: SpeechTokenizer | None = None
     holdout: float = 0.05
 
     def __post_init__(self) -> None:
@@ -56,40 +64,60 @@ class Limits:
 def scan(source: str | Path, limits: Limits | None = None) -> tuple[list[Recording], FolderReport]:
     """The usable recordings of a folder (see `transcripts.transcribed`), sorted as found, and what was left out.
 
-    Files are judged by their header first, so that a recording of hours is never read. Raises XDistillError when there
-    is no recording or none is usable.
+    Files are judged by their header first, so that a recording of hours is never read; what was judged once is
+    remembered. Raises XDistillError when there is no recording or none is usable, UsageError when its text needs a
+    package that is missing.
     """
-    limits, report = limits or Limits(), FolderReport()
-    kept = []
-    for item in transcribed(Path(source), report):
-        reason, seconds = _judge(item, limits)
-        if reason:
+    limits, report, kept = limits or Limits(), FolderReport(), []
+    items = list(transcribed(Path(source).expanduser(), report))
+    made_of = {"limits": [limits.shortest, limits.longest], "files": [identity(item.path) for item in items]}
+    judged = remembered("recordings", made_of, lambda: [_judge(item.path, limits) for item in items])
+    for item, (reason, seconds) in zip(items, judged, strict=True):
+        unknown = limits.tokenizer.unknown(item.text) if limits.tokenizer else ()
+        if not item.text:
+            report.skip("empty text", item.name)
+        elif unknown:
+            report.skip("unknown characters", f"{item.name} ({' '.join(map(repr, unknown[:8]))})")
+        elif reason:
             report.skip(reason, item.name)
-            continue
-        split = "heldout" if _fraction(item.text) < limits.holdout else "train"
-        kept.append(Recording(item.name, item.path, item.text, seconds, split))
+        else:
+            kept.append(Recording(item.name, item.path, item.text, seconds, ""))
+    return divided(kept, limits.holdout, report, source), report
+
+
+def divided(kept: Sequence[Recording], holdout: float, report: FolderReport, source: str | Path) -> list[Recording]:
+    """The recordings with their splits, counted in `report`; of several sentences each side has at least one.
+
+    Nothing is held out where `holdout` is 0. Raises XDistillError when there are no recordings.
+    """
     if not kept:
         raise XDistillError(report.nothing(str(source)))
-    report.recordings, report.seconds = len(kept), sum(r.seconds for r in kept)
-    report.held_out = sum(r.split == "heldout" for r in kept)
-    return kept, report
+    numbers = sorted({_fraction(r.text) for r in kept})
+    count = sum(number < holdout for number in numbers)
+    held = set(numbers[: min(max(count, int(holdout > 0)), len(numbers) - 1)])
+    found = [replace(r, split="heldout" if _fraction(r.text) in held else "train") for r in kept]
+    report.recordings, report.seconds = len(found), round(sum(r.seconds for r in found), 3)
+    report.held_out = sum(r.split == "heldout" for r in found)
+    return found
 
 
-def _judge(item: Transcribed, limits: Limits) -> tuple[str, float]:
-    """(reason to leave it out or "", seconds)."""
-    if not item.text:
-        return "empty text", 0.0
-    if limits.vocabulary is not None and set(item.text) - limits.vocabulary:
-        return "unknown characters", 0.0
-    if item.path.stat().st_size == 0:
+def identity(path: Path) -> list[Any]:
+    """JSON values that change when the file does."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _judge(path: Path, limits: Limits) -> tuple[str, float]:
+    """(reason to leave the recording out or "", seconds)."""
+    if path.stat().st_size == 0:
         return "empty", 0.0
     try:
-        seconds = audio.info(item.path).seconds
+        seconds = audio.info(path).seconds
         if seconds == 0:
             return "empty", 0.0
         if not limits.shortest <= seconds <= limits.longest:
             return "too short" if seconds < limits.shortest else "too long", seconds
-        return _sound(audio.read_channels(item.path)[0]), seconds
+        return _sound(audio.read_channels(path)[0]), seconds
     except XDistillError:
         return "not audio", 0.0
 

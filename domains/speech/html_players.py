@@ -9,7 +9,7 @@ from html import escape
 
 from xdistill.domains.speech.codec import sound
 from xdistill.domains.speech.judges import RATE, heard
-from xdistill.domains.speech.metrics import recording_of
+from xdistill.domains.speech.metrics import RecordingOf, recording_of
 from xdistill.domains.speech.picture import draw_mel
 from xdistill.domains.speech.spoken import Spoken
 from xdistill.domains.speech.vocoder import Vocoder
@@ -21,7 +21,9 @@ SENTENCES = 6  # of a report
 SOUND = 6_000_000  # bytes of sound in a report
 
 
-def panels(rows: Sequence[Row], vocoder: Vocoder, sentences: int = SENTENCES) -> list[Panel]:
+def panels(
+    rows: Sequence[Row], vocoder: Vocoder, sentences: int = SENTENCES, recording_of: RecordingOf = recording_of
+) -> list[Panel]:
     """One panel: for each of the first sentences the recording and every source's sample, each with a player.
 
     Browsers make their players reachable by keyboard. Sentences whose sound would make the file too large are left out.
@@ -29,7 +31,7 @@ def panels(rows: Sequence[Row], vocoder: Vocoder, sentences: int = SENTENCES) ->
     parts: list[str] = []
     budget = SOUND
     for i in range(min((row.n for row in rows), default=0)):
-        part = _sentence(i, rows, vocoder)
+        part = _sentence(i, rows, vocoder, recording_of)
         budget -= len(part)
         if len(parts) == sentences or budget < 0:
             break
@@ -38,12 +40,12 @@ def panels(rows: Sequence[Row], vocoder: Vocoder, sentences: int = SENTENCES) ->
         return []
     note = (
         f"Sound by {escape(vocoder.name)}, the recordings through it too, so that only mels differ. "
-        "16-bit PCM, 16 kHz: the corpus holds nothing above 8 kHz. Brightness is loudness, one scale for all pictures."
+        "16-bit PCM, 16 kHz, as the judges hear it. Brightness is loudness, one scale for all pictures."
     )
     return [Panel("Listen", f'{"".join(parts)}<p class="note">{note}</p>')]
 
 
-def _sentence(i: int, rows: Sequence[Row], vocoder: Vocoder) -> str:
+def _sentence(i: int, rows: Sequence[Row], vocoder: Vocoder, recording_of: RecordingOf) -> str:
     sources = [(row.name, colour(k), row.samples[i]) for k, row in enumerate(rows)]
     recording = recording_of(sources[0][2])
     said = escape(sources[0][2].text or f"sample {i}")

@@ -23,7 +23,7 @@ from torch import nn
 from xdistill.domain import Metric
 from xdistill.domains.speech import corpus
 from xdistill.domains.speech.mel import MelSpec, filterbank
-from xdistill.domains.speech.metrics import recording_of
+from xdistill.domains.speech.metrics import RecordingOf, recording_of
 from xdistill.domains.speech.normalise import plain
 from xdistill.domains.speech.resampling import resample
 from xdistill.domains.speech.spoken import Spoken
@@ -83,14 +83,19 @@ def intelligibility(samples: Sequence[Spoken], vocoder: Vocoder, seed: int = 0) 
     return {name: replace(bootstrap_sums(t, rng), better="low") for name, t in (("wer", words), ("cer", letters))}
 
 
-def speaker(samples: Sequence[Spoken], vocoder: Vocoder, seed: int = 0) -> dict[str, Metric]:
+def speaker(
+    samples: Sequence[Spoken], vocoder: Vocoder, seed: int = 0, recorded: RecordingOf | None = None
+) -> dict[str, Metric]:
     """speaker: cosine of GE2E embeddings (1710.10467) of each sample and the recording of its sentence.
+
+    recorded: finds the recording, heard through the vocoder; None: the clip of the embedded corpus.
 
     It rises as students lose calls (speech spec 2.6): select nothing by it.
     """
     require("speaker")
-    pairs = [(s, r) for s in scored(samples) for r in [recording_of(s)] if r is not None]
-    same = [float(voice(heard(s, vocoder)) @ recorded_voice(r.id)) for s, r in pairs]
+    pairs = [(s, r) for s in scored(samples) for r in [(recorded or recording_of)(s)] if r is not None]
+    voices = (recorded_voice(r.id) if recorded is None else voice(heard(r, vocoder)) for _, r in pairs)
+    same = [float(voice(heard(s, vocoder)) @ wanted) for (s, _), wanted in zip(pairs, voices, strict=True)]
     return {"speaker": replace(_mean(same, "speaker", seed), better="high")}
 
 

@@ -7,9 +7,9 @@ Distilled students are compared by `paired`, the distance to the teacher's own s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +27,7 @@ from xdistill.intervals import UNDEFINED, bootstrap_sums, bootstrap_totals
 from xdistill.rng import derive_seed
 
 Array = NDArray[np.float64]
+RecordingOf = Callable[[Spoken], Spoken | None]
 LOUDEST = 8.0  # nats: no waveform in [-1, 1] has a louder band
 BETTER: Mapping[str, str] = MappingProxyType(
     {"score": "high", "mcd": "low", "log_f0_rmse": "low", "voicing_error": "low", "paired": "low"}
@@ -41,16 +42,30 @@ def recordings(kind: str) -> tuple[Spoken, ...]:
     return tuple(Spoken(clip.text, value.mT.contiguous().numpy(), kind, id=clip.id) for clip, value in mels)
 
 
+@dataclass(frozen=True, eq=False)
+class Recordings:
+    """Recorded sentences that samples are measured against, mels of one front-end."""
+
+    spoken: tuple[Spoken, ...]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Spoken]:
+        """By id, and by their words."""
+        return {name: r for r in self.spoken for name in (f"id {r.id}", plain(r.text))}
+
+    def of(self, sample: Spoken) -> Spoken | None:
+        """The recording of the sentence that a sample says, None where there is none."""
+        return self._by_name.get(f"id {sample.id}") or self._by_name.get(plain(sample.text))
+
+
 @lru_cache(maxsize=4)
-def _by_name(kind: str) -> dict[str, Spoken]:
-    """Recordings by id, and by their words."""
-    return {name: r for r in recordings(kind) for name in (f"id {r.id}", plain(r.text))}
+def _embedded(kind: str) -> Recordings:
+    return Recordings(recordings(kind))
 
 
 def recording_of(sample: Spoken) -> Spoken | None:
-    """The recording of the sentence that a sample says, None where there is none."""
-    known = _by_name(sample.kind)
-    return known.get(f"id {sample.id}") or known.get(plain(sample.text))
+    """The recording of the embedded corpus of the sentence that a sample says, None where there is none."""
+    return _embedded(sample.kind).of(sample)
 
 
 def natural(sample: Spoken) -> Array:
@@ -65,7 +80,9 @@ def _pitch(sample: Spoken) -> Array:
     return spectra.pitch(natural(sample), sample.spec)
 
 
-def evaluate_speech(samples: Sequence[Spoken], seed: int = 0) -> dict[str, Metric]:
+def evaluate_speech(
+    samples: Sequence[Spoken], seed: int = 0, recording_of: RecordingOf = recording_of
+) -> dict[str, Metric]:
     """score; mcd: dB, 13 cepstra of the mel, frames matched by dynamic time warping where lengths differ; log_f0_rmse:
     nats, frames voiced in both; voicing_error: share of frames of which one is voiced; duration_ratio; variance_ratio:
     of the bands over time, below 1 where detail is smoothed away; silence: share of frames 40 dB below the loudest.

@@ -93,12 +93,9 @@ def item(ask: Ask, reader: Reader) -> Item:
     return Item(line, ids_, len(ids_), features, prompt)
 
 
-def again(utterance: Utterance, text: str, reader: Reader) -> Item:
-    """A sentence of the corpus with its true durations and without its recording."""
-    line, frames = Line(text, utterance.id), len(utterance.mel)
-    if reader.config.aligned:
-        return Item(line, utterance.ids, frames, utterance.frames)
-    return Item(line, torch.tensor(reader.ids(text, f"sentence {utterance.id}")), frames)
+def again(utterance: Utterance) -> Item:
+    """A recorded sentence with its true durations and without its recording."""
+    return Item(Line(utterance.text, utterance.id), utterance.ids, len(utterance.mel), utterance.frames)
 
 
 def batch(items: Sequence[Item], reader: Reader) -> Batch[Field]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from xdistill.domain import Domain, FilterFactory, Recorder, TeacherSampler
-from xdistill.domains.speech import codec, corpus, planning, requests, spoken
+from xdistill.domains.speech import codec, planning, requests, spoken
 from xdistill.domains.speech.data import Utterance
 from xdistill.domains.speech.filters import FILTERS
 from xdistill.domains.speech.flow import PackedGuidance, SpeechCond, SpeechFlow
@@ -90,9 +90,8 @@ class SpeechServing(Domain):
         if asked is not None:
             items = [planning.item(asked.asks[i % len(asked)], self.reader) for i in indices]
             return planning.batch(items, self.reader)
-        known, texts = self.sentences("heldout"), _texts()
-        chosen = [known[i % len(known)] for i in indices]
-        return planning.batch([planning.again(u, texts[u.id], self.reader) for u in chosen], self.reader)
+        known = self.sentences("heldout")
+        return planning.batch([planning.again(known[i % len(known)]) for i in indices], self.reader)
 
     def prepare(self, model: nn.Module, batch: Batch) -> Batch:
         """Text is embedded once for all calls of a sampler; where there are two networks, each embeds it itself."""
@@ -184,9 +183,3 @@ def _reader(config: F5Config, vocabulary: tuple[str, ...] | None) -> Reader:
     if config.aligned or (config.tokenizer != "byte" and vocabulary is None):
         return Reader(config)
     return Reader(config, SpeechTokenizer(config.tokenizer, vocabulary or ()))
-
-
-@lru_cache(maxsize=1)
-def _texts() -> dict[str, str]:
-    """Clip id -> what it says."""
-    return {clip.id: clip.text for clip in corpus.clips()}

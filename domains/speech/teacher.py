@@ -20,12 +20,8 @@ SHIPPED_TEACHER = ASSETS / "mini_teacher.safetensors"
 SHIPPED_STUDENT = ASSETS / "mini_student"
 
 
-def fresh(size: str, seed: int = 0) -> SpeechFlow:
-    """A network of a named size with weights that depend on `seed` alone."""
-    return _build(F5Config.preset(size), seed)
-
-
-def _build(config: F5Config, seed: int = 0) -> SpeechFlow:
+def fresh(config: F5Config, seed: int = 0) -> SpeechFlow:
+    """A network with weights that depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SpeechFlow(F5Net(config))
@@ -40,7 +36,8 @@ def load(weights: str, **official: Any) -> tuple[SpeechFlow, tuple[str, ...] | N
     if path.is_dir():
         found = load_student(path, "speech")
         assert isinstance(found.model, SpeechFlow)
-        return found.model, None
+        symbols = found.manifest["network"].get("vocabulary")
+        return found.model, None if symbols is None else tuple(symbols)
     loaded = load_network(path, **official)
     return SpeechFlow(loaded.net), loaded.vocabulary
 
@@ -57,14 +54,14 @@ def describe(flow: SpeechFlow) -> dict[str, Any]:
 
 def from_description(description: Mapping[str, Any]) -> SpeechFlow:
     """The network of a description, its weights yet to be loaded."""
-    return _build(F5Config.from_dict(description))
+    return fresh(F5Config.from_dict(description))
 
 
 def with_second_time(flow: SpeechFlow, kind: str = "added") -> SpeechFlow:
     """A trainable copy of `flow` that also takes the end of a jump, to no effect at first; `flow` itself if it does."""
     if flow.flow_map:
         return flow
-    grown = _build(replace(flow.net.config, second_time=kind))
+    grown = fresh(replace(flow.net.config, second_time=kind))
     grown.net.load_state_dict({**grown.net.state_dict(), **flow.net.state_dict()})
     weight = next(flow.parameters())
     return grown.to(weight.device, weight.dtype).train(flow.training)

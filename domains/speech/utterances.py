@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from xdistill.domains.speech import corpus
-from xdistill.domains.speech.resampling import resample
 from xdistill.domains.speech.data import Utterance
 from xdistill.domains.speech.frames import frame_rate
 from xdistill.domains.speech.mel import MelSpec, mel
 from xdistill.domains.speech.phones import Phones
+from xdistill.domains.speech.resampling import resample
 from xdistill.errors import XDistillError
 
 ALIGNMENT = corpus.FOLDER / "phones.tsv"
@@ -87,7 +87,7 @@ def _utterances(split: str, spec: MelSpec, scale: Scale) -> Iterator[Utterance]:
                 f"{ALIGNMENT}: {sentence.clip.id} has {len(ids)} frames, its audio {len(value)}: rebuild it with "
                 f"tools/align_speech_corpus.py"
             )
-        yield Utterance(sentence.clip.id, value, ids, frames)
+        yield Utterance(sentence.clip.id, value, ids, frames, sentence.clip.text)
 
 
 def silent(utterance: Utterance) -> Utterance:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from xdistill.domains.text.cache import alone, cache_folder
+from xdistill.cache import alone, cache_folder
 from xdistill.domains.text.documents import Documents, Piece
 from xdistill.domains.text.text_report import TextReport
 from xdistill.domains.text.tokenizers import TextTokenizer

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from xdistill.domains.text.cache import cache_folder
+from xdistill.cache import cache_folder
 from xdistill.domains.text.corpus import ASSETS, Austen
 from xdistill.domains.text.documents import Documents
 from xdistill.domains.text.text_report import TextReport

@@ -9,7 +9,13 @@ import pytest
 import soundfile
 
 from xdistill.domains.speech import audio, folders
+from xdistill.domains.speech.tokens import SpeechTokenizer
 from xdistill.errors import UsageError, XDistillError
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def voice(path: Path, seconds: float = 1.0, level: float = 0.3, rate: int = 16000) -> Path:
@@ -87,7 +93,7 @@ def test_bad_recordings_are_named_and_the_good_one_stays(tmp_path: Path, case: s
 def test_bad_texts(tmp_path: Path) -> None:
     for name, text in {"good": b"Good.", "empty": b" \n", "latin": b"caf\xe9", "odd": "日本".encode()}.items():
         voice(tmp_path / f"{name}.wav").with_suffix(".txt").write_bytes(text)
-    kept, report = folders.scan(tmp_path, folders.Limits(vocabulary=frozenset("God.")))
+    kept, report = folders.scan(tmp_path, folders.Limits(tokenizer=SpeechTokenizer("char", tuple("God."))))
     assert [r.id for r in kept] == ["good.wav"]
     assert report.counts == {"empty text": 1, "not UTF-8": 1, "unknown characters": 1}
     assert report.table().row_count == 3
