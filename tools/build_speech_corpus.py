@@ -86,7 +86,7 @@ def members(deb: bytes) -> dict[str, bytes]:
 def decode_g722(data: bytes) -> np.ndarray:
     import av
 
-    with av.open(io.BytesIO(data), format="g722") as container:
+    with av.open(io.BytesIO(data), "r", format="g722") as container:
         return np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
 
 
@@ -133,7 +133,7 @@ def hold_out(clips: list[Clip]) -> None:
         clip.split = "heldout"
 
 
-def ogg_crc(page: bytes) -> int:
+def ogg_crc(page: bytes | bytearray) -> int:
     value = 0
     for byte in page:
         value = (value << 8 & 0xFFFFFFFF) ^ CRC_TABLE[value >> 24 ^ byte]

@@ -130,6 +130,7 @@ def paired_error(loaded: Loaded, teacher: Any, dev: DevSet, *, calls: int = 64, 
     plan = Plan.uniform((calls + 1) // 2)
 
     def solve(batch: Batch[Field], generator: rng.Generator) -> Field:
+        batch = dev.domain.prepare(teacher, batch)
         start = process.prior(batch.like, generator) * noise_scale
         return ode(teacher, process, plan, start, batch.cond, heun=True)
 
@@ -159,7 +160,12 @@ def domain_metric(loaded: Loaded, name: str, dev: DevSet, *, noise_scale: float 
 
 def _student(loaded: Loaded, times: Sequence[float], noise_scale: float) -> Callable[[Batch[Field], Any], Field]:
     options = {"steps": len(times) - 1, "times": list(times), "noise_scale": noise_scale}
-    return lambda batch, gen: loaded.objective.sample(loaded.model, batch.like, batch.cond, gen, **options)
+
+    def draw(batch: Batch[Field], generator: Any) -> Field:
+        ready = loaded.domain.prepare(loaded.model, batch)
+        return loaded.objective.sample(loaded.model, ready.like, ready.cond, generator, **options)
+
+    return draw
 
 
 def store(loaded: Loaded, found: Found, how: Mapping[str, Any]) -> Path:
