@@ -65,7 +65,7 @@ class Domain(ABC):
     generate writes unless told otherwise. ranking: what a shortlist may rank by, column of the manifest -> `low` or
     `high` is better. design_columns: what `design_metrics` returns. blocks: networks take the conditioning of
     `xdistill.blocks`. any_length: samples may be longer than what networks were trained on (their objective says so).
-    watched: what `watch` returns.
+    watched: what `watch` returns. watch_fall: share of the teacher's numbers of these that a student may lose.
     """
 
     name: str
@@ -84,6 +84,7 @@ class Domain(ABC):
     ranking: Mapping[str, str] = MappingProxyType({})
     design_columns: Sequence[str] = ()
     watched: Sequence[str] = ()
+    watch_fall: float = 0.05
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self.cfg = cfg

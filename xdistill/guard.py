@@ -16,7 +16,6 @@ from xdistill.module import DistillModule
 
 ACTIONS = ("off", "warn", "stop")
 SAMPLES = 48
-FALL = 0.05  # share of the teacher's number that a student may lose
 
 
 class Guard(L.Callback):
@@ -54,7 +53,7 @@ class Guard(L.Callback):
         if not self.teacher or module.macro_step % self.every:
             return
         student = self._watch(module, "student_ema")
-        alarm = fallen(student, self.teacher)
+        alarm = fallen(student, self.teacher, self.domain.watch_fall)
         row = {f"guard/{name}": value for name, value in student.items()}
         if trainer.is_global_zero:
             self._record(trainer, module, row, alarm)
@@ -91,9 +90,9 @@ class Guard(L.Callback):
             )
 
 
-def fallen(student: Mapping[str, float], teacher: Mapping[str, float]) -> str:
-    """What of the student is more than FALL below the teacher, in words; empty when nothing is."""
-    low = [name for name, value in teacher.items() if student[name] < (1 - FALL) * value]
+def fallen(student: Mapping[str, float], teacher: Mapping[str, float], fall: float) -> str:
+    """What of the student is more than the share `fall` below the teacher, in words; empty when nothing is."""
+    low = [name for name, value in teacher.items() if student[name] < (1 - fall) * value]
     return ", ".join(
         f"{n} {student[n]:.3g} is {100 * (1 - student[n] / teacher[n]):.0f} % below the teacher's {teacher[n]:.3g}"
         for n in low

@@ -94,8 +94,8 @@ def test_off_is_off_when_it_collapses(tmp_path: Path) -> None:
 
 
 def test_five_per_cent() -> None:
-    assert not fallen({"entropy": 3.81, "distinct": 1.2}, {"entropy": 4.0, "distinct": 1.0})
-    assert fallen({"entropy": 3.79, "distinct": 1.0}, {"entropy": 4.0, "distinct": 1.0}).startswith(
+    assert not fallen({"entropy": 3.81, "distinct": 1.2}, {"entropy": 4.0, "distinct": 1.0}, 0.05)
+    assert fallen({"entropy": 3.79, "distinct": 1.0}, {"entropy": 4.0, "distinct": 1.0}, 0.05).startswith(
         "entropy 3.79 is 5 %"
     )
 
@@ -124,5 +124,5 @@ def test_text_that_repeats_itself_loses_both_numbers() -> None:
     domain = TextDomain({})
     ids = torch.stack([torch.arange(64) * 7 % 900, torch.full((64,), 5)])
     lively, dull = decode(Tokens(ids, torch.ones_like(ids, dtype=torch.bool)), domain.tokenizer)
-    assert fallen(domain.watch([dull]), domain.watch([lively])).count("below") == 2
+    assert fallen(domain.watch([dull]), domain.watch([lively]), domain.watch_fall).count("below") == 2
     assert set(domain.watch([lively])) == set(domain.watched)
