@@ -57,7 +57,7 @@ def test_command_is_accepted(command: str) -> None:
 def test_option_exists(option: str) -> None:
     """`key=value` in running text is something `fit`, or another verb, takes of one of the domains."""
     taken = []
-    for domain in ("protein", "text"):
+    for domain in ("protein", "speech", "text"):
         pairs = {"domain": domain, **split([option])}
         for verb, schema in SCHEMAS.items():
             with contextlib.suppress(UsageError):
