@@ -48,14 +48,14 @@ COMMON = [
 BUDGET = [f"train.steps={SHORT}", f"optim.student.cycle={SHORT}"]
 METHODS: dict[str, list[str]] = {
     SHIPPED: ["objective=cmt"],
-    "cmt_short": ["objective=cmt", "objective.trajectories=100", *BUDGET],
-    "intmeanflow": ["objective=intmeanflow", *BUDGET],
     "splitmeanflow": ["objective=splitmeanflow", *BUDGET],
-    "shortcut": ["objective=shortcut", *BUDGET],
-    "meanflow": ["objective=meanflow", "objective.velocity=teacher", *BUDGET],
-    "improved_meanflow": ["objective=improved_meanflow", *BUDGET],
-    "alphaflow": ["objective=alphaflow", *BUDGET],
+    "intmeanflow": ["objective=intmeanflow", *BUDGET],
     "mcd": ["objective=consistency", *BUDGET],
+    "meanflow": ["objective=meanflow", *BUDGET],
+    "cmt_short": ["objective=cmt", "objective.trajectories=100", *BUDGET],
+    "shortcut": ["objective=shortcut", *BUDGET],
+    "alphaflow": ["objective=alphaflow", f"objective.lam.end={SHORT}", *BUDGET],
+    "improved_meanflow": ["objective=improved_meanflow", *BUDGET],
 }
 
 
