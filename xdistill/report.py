@@ -41,12 +41,15 @@ def report(
 ) -> list[Row]:
     """Sample, measure, print the table, and write `results.json`, `report.png` and `report.svg` to `out`."""
     sources, rows = compare(cfg, domain, objective, module, console)
+    more = at_other_calls(cfg, domain, objective, sources, rows, console)
     speed = _seconds(rows[0]) / _seconds(rows[-1])
     real = domain.reference_metrics()
     title = f"{domain.name}: {rows[0].n} samples each, 95 % bootstrap intervals"
     console.print(table(rows, real, domain.headline(), title=title, baseline=rows[0]))
+    if more:
+        console.print(by_calls([*more, *rows], domain.headline()))
     result = {
-        **as_json(rows, real),
+        **as_json([*rows, *more], real),
         "speed_up": speed,
         "train_seconds": train_seconds,
         "macro_steps": module.macro_step,
@@ -105,6 +108,37 @@ def compare(
     best = best_by_score({name: row.metrics for name, row in found.items()})
     rows = [_paired(row, full, domain, cfg.seed + 1) for row in (full, found[best], student)]
     return [first, few[best], last], rows
+
+
+def at_other_calls(
+    cfg: DictConfig,
+    domain: Domain,
+    objective: Objective,
+    sources: Sequence[Source],
+    rows: Sequence[Row],
+    console: Console,
+) -> list[Row]:
+    """Teacher and student at the other numbers of calls that the objective's students serve as well."""
+    others = [k for k in objective.shown_calls if k != round(rows[-1].calls or 1)]
+    if len(sources) < 3:
+        return []
+    measuring, student, teacher, found = _measuring(cfg), sources[-1], sources[0], []
+    name = sources[1].name.removeprefix("teacher (").removesuffix(")")
+    for k in others:
+        few = partial(teacher_sampler, domain.teacher_samplers()[name], k)
+        own = partial(student_sampler, objective, **{**sampler_options(cfg, objective), "steps": k, "times": None})
+        for source in (replace(teacher, name=sources[1].name, sampler=few), replace(student, sampler=own)):
+            with console.status(f"sampling at {k} steps: {source.name}"):
+                found.append(_paired(measuring.row(source), rows[0], domain, cfg.seed + 1))
+    return found
+
+
+def by_calls(rows: Sequence[Row], names: Sequence[str]) -> Table:
+    """A rich table with a line a row, by source and number of calls."""
+    shown = Table("", "network calls", *names, title="by number of calls")
+    for row in sorted(rows, key=lambda r: (not r.name.startswith("teacher"), -(r.calls or 0))):
+        shown.add_row(row.name, f"{row.calls or 0:g}", *(cell(row.metrics.get(name)) for name in names))
+    return shown
 
 
 def _paired(row: Row, full: Row, domain: Domain, seed: int) -> Row:
@@ -189,6 +223,7 @@ def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> Non
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     fig = plt.figure(figsize=(13, 3.6 + 1.9 * len(rows)), layout="constrained")
     grid = fig.add_gridspec(1 + len(rows), 4, height_ratios=[2.0] + [1.0] * len(rows))
@@ -197,6 +232,7 @@ def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> Non
     cost.barh([r.name for r in rows][::-1], [_seconds(r) for r in rows][::-1], color=_colours(len(rows))[::-1])
     cost.set_xscale("log")
     cost.set_xlabel("seconds a sample")
+    cost.xaxis.set_minor_formatter(NullFormatter())  # its labels run into each other over less than a decade
     cost.set_yticks([])
     for i, row in enumerate(rows):
         for j in range(each):

@@ -89,6 +89,8 @@ class Objective(ABC):
     needs: Needs = Needs()
     #: Keys of the configuration's `sampler` section that `sample` takes.
     sample_keys: Sequence[str] = ("steps", "noise_scale")
+    #: Numbers of calls at which the report of a run shows teacher and student beside the student's own.
+    shown_calls: Sequence[int] = ()
     #: Whether samples may be longer than what the network was trained on.
     any_length: bool = False
 

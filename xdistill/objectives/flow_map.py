@@ -73,6 +73,7 @@ class FlowMap(Objective):
 
     needs = Needs(process=Linear, flow_map=True)
     sample_keys = ("steps", "times", "noise_scale")
+    shown_calls = (1, 2, 4)
 
     process: GaussianProcess
     _: KW_ONLY
