@@ -163,11 +163,11 @@ def other_request(place: Place) -> list[str]:
 TOY, NEW = "fit domain=toy " + " ".join(QUICK) + " ", " out={folder}/new"
 CASES = [
     Case("no verb", words("fti domain=toy"), 2, ("unknown verb 'fti'", "'fit'")),
-    Case("fit without domain", words("fit"), 2, ("domain=NAME", "protein, text, toy")),
-    Case("generate without domain", words("generate num=3"), 2, ("domain=NAME", "protein, text, toy")),
-    Case("evaluate without domain", words("evaluate"), 2, ("domain=NAME", "protein, text, toy")),
-    Case("bench without domain", words("bench"), 2, ("domain=NAME", "protein, text, toy")),
-    Case("doctor teacher without domain", words("doctor teacher"), 2, ("domain=NAME", "protein, text, toy")),
+    Case("fit without domain", words("fit"), 2, ("domain=NAME", "protein, speech, text, toy")),
+    Case("generate without domain", words("generate num=3"), 2, ("domain=NAME", "protein, speech, text, toy")),
+    Case("evaluate without domain", words("evaluate"), 2, ("domain=NAME", "protein, speech, text, toy")),
+    Case("bench without domain", words("bench"), 2, ("domain=NAME", "protein, speech, text, toy")),
+    Case("doctor teacher without domain", words("doctor teacher"), 2, ("domain=NAME", "protein, speech, text, toy")),
     Case("unknown domain", words("fit domain=protien"), 2, ("unknown domain 'protien'", "'protein'")),
     Case("unknown domain to generate", words("generate domain=tou"), 2, ("unknown domain 'tou'", "'toy'")),
     Case("unknown objective", words(TOY + "objective=dmdd"), 2, ("unknown objective 'dmdd'", "'dmd'")),

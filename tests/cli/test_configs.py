@@ -25,7 +25,12 @@ from xdistill.sections import build_domain, build_objective
 
 TREE = Path(xdistill.configs.__file__).parent
 FILES = sorted(p.relative_to(TREE).with_suffix("") for p in TREE.glob("*/*.yaml"))
-DOMAINS = {"toy": ([], ["domain.task=tokens"], ["domain.task=gaussian"]), "protein": ([],), "speech": ([],), "text": ([],)}
+DOMAINS = {
+    "toy": ([], ["domain.task=tokens"], ["domain.task=gaussian"]),
+    "protein": ([],),
+    "speech": ([],),
+    "text": ([],),
+}
 OBJECTIVES: dict[str, list[str]] = {
     "sid": [],
     "dmd": ["objective.gan_weight=0.1"],

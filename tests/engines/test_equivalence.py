@@ -18,7 +18,9 @@ from xdistill.errors import XDistillError
 DIFFERENTIABLE = ("ddp", "zero0", "zero1", "zero2")
 #: Flow maps on two ranks: with a derivative, without one, and with a difference under ZeRO-3.
 FLOW_MAPS = (("meanflow", "ddp"), ("meanflow", "zero2"), ("difference", "zero3"), ("split", "zero3"), ("cmt", "ddp"))
+# Derivatives come first: ZeRO-3 replaces torch's linear, for the rest of a process, by one without forward mode.
 ONE_RANK = [
+    *(f"train:meanflow:{engine}" for engine in ("single", *DIFFERENTIABLE)),
     *(f"train:{objective}:{engine}" for objective in ("dmd", "sid", "didi") for engine in ("single", *ENGINES)),
     *(f"resume:dmd:{engine}" for engine in ("single", *ENGINES)),
     *(f"{case}:follows:{engine}" for case in ("train", "resume") for engine in ("single", "ddp", "zero3")),
@@ -26,11 +28,11 @@ ONE_RANK = [
     *(f"recompute:sid:{engine}" for engine in ("single", "ddp", "zero3")),
     *(f"{case}:{engine}" for case in ("train:sid", "discard:flow") for engine in ("offload2", "offload3")),
     "discard:flow:single",
-    *(f"train:meanflow:{engine}" for engine in ("single", *DIFFERENTIABLE)),
     *(f"train:{objective}:{engine}" for objective in ("difference", "cmt") for engine in ("single", "zero3")),
 ]
 SHARDED = ("ddp", "zero1", "zero2", "zero3")
 TWO_RANKS = [
+    *(f"train:{objective}:{engine}" for objective, engine in FLOW_MAPS),
     *(f"train:{objective}:{engine}" for objective in ("dmd", "sid", "didi") for engine in ENGINES),
     "train:flow:ddp",
     *(f"resume:dmd:{engine}" for engine in SHARDED),
@@ -46,7 +48,6 @@ TWO_RANKS = [
     "recompute:sid:zero3",
     "bf16:sid:zero2",
     "bf16:sid:zero3",
-    *(f"train:{objective}:{engine}" for objective, engine in FLOW_MAPS),
     "resume:difference:zero3",
 ]
 
