@@ -34,7 +34,7 @@ from xdistill.student import load_student
 
 RECORD, RUNS = Path("docs/speech_table.json"), Path("runs/speech_results")
 CALLS, SEEDS, NUM, EVAL_SEED = (1, 2, 4), (0, 1, 2), 32, 5
-SHIPPED, SHORT = "cmt", 100
+SHIPPED, SHORT = "cmt", 300
 JUDGES = ("wer", "mos")
 SHOWN = ("paired", "mcd", "variance_ratio", "cer", "wer", "mos")
 COMMON = [
@@ -52,7 +52,7 @@ METHODS: dict[str, list[str]] = {
     "intmeanflow": ["objective=intmeanflow", *BUDGET],
     "mcd": ["objective=consistency", *BUDGET],
     "meanflow": ["objective=meanflow", *BUDGET],
-    "cmt_short": ["objective=cmt", "objective.trajectories=100", *BUDGET],
+    "cmt_short": ["objective=cmt", "objective.trajectories=200", *BUDGET],
     "shortcut": ["objective=shortcut", *BUDGET],
     "alphaflow": ["objective=alphaflow", f"objective.lam.end={SHORT}", *BUDGET],
     "improved_meanflow": ["objective=improved_meanflow", *BUDGET],

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -134,10 +135,13 @@ def at_other_calls(
 
 
 def by_calls(rows: Sequence[Row], names: Sequence[str]) -> Table:
-    """A rich table with a line a row, by source and number of calls."""
-    shown = Table("", "network calls", *names, title="by number of calls")
+    """A rich table with a line a row, by source and number of calls; values alone, so that it fits a terminal."""
+    shown = Table(title="by number of network calls; intervals are in results.json", box=box.SIMPLE_HEAD)
+    for column in ("", "calls", *names):
+        shown.add_column(column, justify="right" if column else "left", overflow="fold")
     for row in sorted(rows, key=lambda r: (not r.name.startswith("teacher"), -(r.calls or 0))):
-        shown.add_row(row.name, f"{row.calls or 0:g}", *(cell(row.metrics.get(name)) for name in names))
+        values = (cell(row.metrics.get(name)).split(" ")[0] for name in names)
+        shown.add_row(row.name, f"{row.calls or 0:g}", *values)
     return shown
 
 

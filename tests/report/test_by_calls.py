@@ -1,0 +1,33 @@
+"""The second table of a flow map's report fits a terminal and puts its columns in order."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from xdistill.evaluation import Row
+from xdistill.exchange import Metric
+from xdistill.report import by_calls
+
+
+def row(name: str, calls: int, value: float) -> Row:
+    metrics = {"paired": Metric(value, value - 0.01, value + 0.01, 16, better="low")}
+    return Row(name, metrics, [None], calls)
+
+
+def shown(rows: list[Row]) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(by_calls(rows, ["paired", "mcd"]))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_teachers_stand_first_and_calls_fall() -> None:
+    rows = [row("student", 1, 0.4), row("teacher", 64, 0.5), row("student", 4, 0.2), row("teacher (pruned)", 8, 0.3)]
+    text = shown(rows)
+    assert [w for w in text.split() if w.startswith("0.")] == ["0.50", "0.30", "0.20", "0.40"]
+    assert "…" not in text
+
+
+def test_a_metric_that_no_row_has_is_a_dash() -> None:
+    assert next(line for line in shown([row("student", 1, 0.4)]).splitlines() if "student" in line).split()[-1] == "-"
