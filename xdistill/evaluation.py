@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,7 +145,7 @@ def read_samples(domain: Domain, folder: Path) -> list[Any]:
 
 
 def as_json(rows: Sequence[Row], real: Mapping[str, Metric]) -> dict[str, Any]:
-    """Plain values of a table: `rows` and `real`, every metric with its interval and n."""
+    """Plain values of a table: `rows` and `real`, every metric with its interval and n, null where undefined."""
     plain = [
         {"name": r.name, "n": r.n, "calls": r.calls, **_named(r.others), "seconds": r.seconds}
         | {"metrics": _plain(r.metrics)}
@@ -158,7 +159,9 @@ def _named(others: Mapping[str, float]) -> dict[str, float]:
 
 
 def _plain(metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    return {name: asdict(m) for name, m in metrics.items()}
+    """Numbers that the samples do not define are null: JSON knows no NaN."""
+    found = {name: asdict(m).items() for name, m in metrics.items()}
+    return {n: {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in m} for n, m in found.items()}
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def table(
 
 def cell(m: Metric | None) -> str:
     """`value [low, high]` with digits enough for the interval; a dash where the samples do not define the metric."""
-    if m is None:
+    if m is None or not isfinite(m.value):
         return "-"
     digits = 4 if 0 < max(abs(m.low), abs(m.high)) < 0.1 else 2
     return f"{m.value:.{digits}f} [{m.low:.{digits}f},{m.high:.{digits}f}]"

@@ -1,14 +1,15 @@
-"""The second table of a flow map's report fits a terminal and puts its columns in order."""
+"""Tables of a report: that by number of calls fits a terminal and is in order, and undefined numbers are marked."""
 
 from __future__ import annotations
 
 import io
+import json
 
 from rich.console import Console
 
-from xdistill.evaluation import Row
+from xdistill.evaluation import Row, as_json
 from xdistill.exchange import Metric
-from xdistill.report import by_calls
+from xdistill.report import by_calls, cell
 
 
 def row(name: str, calls: int, value: float) -> Row:
@@ -31,3 +32,12 @@ def test_teachers_stand_first_and_calls_fall() -> None:
 
 def test_a_metric_that_no_row_has_is_a_dash() -> None:
     assert next(line for line in shown([row("student", 1, 0.4)]).splitlines() if "student" in line).split()[-1] == "-"
+
+
+def test_an_undefined_number_is_a_dash_and_null() -> None:
+    """A metric of no samples: the table shows it like one that is not there, and the JSON stays readable by anyone."""
+    nothing = Metric(float("nan"), float("nan"), float("nan"), 0)
+    plain = as_json([Row("student", {"paired": nothing}, [], 1)], {})
+    assert cell(nothing) == "-"
+    assert plain["rows"][0]["metrics"]["paired"]["value"] is None
+    json.dumps(plain, allow_nan=False)
