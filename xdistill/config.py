@@ -152,11 +152,16 @@ class FitConfig:
     resume: str = "never"
 
 
+#: `ckpt=` of the student that comes with the domain; ./shipped is a folder of that name.
+SHIPPED = "shipped"
+
+
 @dataclass
 class GenerateConfig:
-    """domain: the modality. ckpt: a run folder, a checkpoint in it, or a folder of weights (none: the domain's shipped
-    student). num: designs. out: a new or empty folder, or one that the same request left unfinished. seed: design i
-    depends on (seed, i) alone. batch: most designs of a network call. steps: network calls a design (0: as trained).
+    """domain: the modality. ckpt: a run folder, a checkpoint in it, or a folder of weights (none, or shipped: the
+    domain's own student). num: designs. out: a new or empty folder, or one that the same request left unfinished. seed:
+    design i depends on (seed, i) alone. batch: most designs of a network call. steps: network calls a design (0: as
+    trained).
     noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
     temperature, top_p, method: how tokens are drawn (none: as configured in the run; see sampler of fit).
     method.OPTION: of the method, as in method=dual_cache method.block=16, or method=rgas method.ratio=0.5, which asks
@@ -215,10 +220,10 @@ class ExtractConfig:
 
 @dataclass
 class EvaluateConfig:
-    """domain: the modality. ckpt: checkpoints to sample from, separated by commas. dir: folders of samples made by
-    anyone in the domain's formats, or by generate, separated by commas. teacher: samplers of the domain's teacher,
-    separated by commas, as in reference,ode; NAME@CALLS, as in reference,ancestral@8, at so many network calls.
-    teacher_steps: network calls of the rest (0: as each is published).
+    """domain: the modality. ckpt: checkpoints to sample from, separated by commas; shipped is the domain's own student.
+    dir: folders of samples made by anyone in the domain's formats, or by generate, separated by commas. teacher:
+    samplers of the domain's teacher, separated by commas, as in reference,ode; NAME@CALLS, as in
+    reference,ancestral@8, at so many network calls. teacher_steps: network calls of the rest (0: as each is published).
     metrics: fast (what takes seconds), full (all that this machine has what it takes for), or names of costly ones
     to add, separated by commas. curve: values of the option that trades diversity for quality (temperature of text),
     separated by commas, as in 0.7,0.8,0.9,1: adds the curve of every source, and its value where curves may be
@@ -251,7 +256,7 @@ class EvaluateConfig:
 
 @dataclass
 class BenchConfig:
-    """domain: the modality. ckpt: the student (none: the domain's shipped one). json: where to save the numbers.
+    """domain: the modality. ckpt: the student (none, or shipped: the domain's own). json: where to save the numbers.
     batch: samples drawn at once when timing, separated by commas, the first for the table (none: as the domain says).
     repeats: timed repetitions, when warm. num: samples of each row whose quality is compared (0: cost only); where
     quality trades with diversity it is compared at the teacher's diversity, with other networks too. steps: network

@@ -192,7 +192,7 @@ def table(
         baseline: the row that speed-ups are against.
     """
     shown = Table(title=title)
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     for row in rows:
         shown.add_column(row.name, justify="right", overflow="fold")
     if real:

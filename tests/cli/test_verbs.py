@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runs import Outcome
@@ -55,6 +56,23 @@ def test_evaluate(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Pa
     assert older["metrics"]["mmd2"]["value"] != newest["metrics"]["mmd2"]["value"]
     assert report["real"]["mmd2"]["value"] < newest["metrics"]["mmd2"]["value"]
     assert report["seed"] == 0
+
+
+def test_the_shipped_student_has_a_name(xdistill: Callable[..., Outcome], tmp_path: Path, monkeypatch: Any) -> None:
+    """`ckpt=shipped` is what generate takes when told nothing; its table lies with the user, not in the package."""
+    monkeypatch.chdir(tmp_path)
+    asked = ("domain=protein", "num=2", "length=40", "steps=1")
+    for out, more in {"a": (), "b": ("ckpt=shipped",)}.items():
+        assert xdistill("generate", *asked, f"out={out}", *more).code == 0
+    assert [p.read_bytes() for p in sorted(Path("a").glob("*.pdb"))] == [
+        p.read_bytes() for p in sorted(Path("b").glob("*.pdb"))
+    ]
+    shown = xdistill("evaluate", *asked, "ckpt=shipped")
+    assert shown.code == 0, shown.err
+    assert [row["name"] for row in json.loads(Path("evaluation.json").read_text())["rows"]] == ["shipped student"]
+    missing = xdistill("evaluate", "domain=toy", "ckpt=shipped")
+    assert missing.code == 2
+    assert "domain 'toy' ships no student" in missing.err
 
 
 def test_evaluate_takes_keys_of_the_domain(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Path) -> None:

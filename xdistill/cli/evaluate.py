@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from xdistill.cli.keys import domain_class, method_keys, prefixed, read, split
-from xdistill.config import EvaluateConfig, compose
+from xdistill.config import SHIPPED, EvaluateConfig, compose
 from xdistill.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ def run(args: Sequence[str]) -> int:
     own, pairs = method_keys(pairs)
     kind = domain_class(pairs)
     cfg, request = read(EvaluateConfig, pairs, kind.request_keys, kind.text_keys)
-    runs, folders = _paths(cfg.ckpt), _paths(cfg.dir)
+    runs, folders = _names(cfg.ckpt), [Path(name) for name in _names(cfg.dir)]
     if not runs and not folders and not cfg.teacher:
-        raise UsageError("evaluate what? Give ckpt=RUN[,RUN], dir=DIR[,DIR], teacher=SAMPLER[,SAMPLER], or several")
+        raise UsageError(
+            "evaluate what? Give ckpt=RUN[,RUN] or ckpt=shipped, dir=DIR[,DIR], teacher=SAMPLER[,SAMPLER], or several"
+        )
     from xdistill.cli.student import device
     from xdistill.evaluation import as_json, measure_reference
     from xdistill.machine import hardware
@@ -46,7 +48,7 @@ def run(args: Sequence[str]) -> int:
     measuring = Measuring(cfg.num, cfg.seed, cfg.batch, extras, request, device())
     sources = [
         *_teachers(cfg, domain, config),
-        *(_checkpoint(cfg, path, changes, own) for path in runs),
+        *(_checkpoint(cfg, name, changes, own) for name in runs),
         *(_folder(domain, path) for path in folders),
     ]
     rows = []
@@ -57,7 +59,7 @@ def run(args: Sequence[str]) -> int:
         real = measure_reference(domain, cfg.num, cfg.seed, extras)
     console.print(table(rows, real, title=f"{domain.name}: 95 % bootstrap intervals, seed {cfg.seed}"))
     report = {**as_json(rows, real), "seed": cfg.seed, "metrics": cfg.metrics, "hardware": hardware()}
-    target = Path(cfg.json) if cfg.json else (runs + folders + [Path()])[0] / "evaluation.json"
+    target = Path(cfg.json) if cfg.json else _first_folder(runs, folders) / "evaluation.json"
     if settings:
         report["curves"] = _curves(measuring, sources, rows, settings, real, target, console)
     print(f"saved to {save(report, target)}")
@@ -150,23 +152,26 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def _paths(text: str | None) -> list[Path]:
-    return [Path(name) for name in _names(text)]
+def _first_folder(runs: Sequence[str], folders: Sequence[Path]) -> Path:
+    """Of the sources, the first that is the user's; else where we are."""
+    return next((path for path in [*map(Path, runs), *folders] if str(path) != SHIPPED), Path())
 
 
-def _checkpoint(cfg: EvaluateConfig, path: Path, changes: Mapping[str, Any], own: Mapping[str, Any]) -> Source:
-    from xdistill.cli.student import beside, options
+def _checkpoint(cfg: EvaluateConfig, name: str, changes: Mapping[str, Any], own: Mapping[str, Any]) -> Source:
+    from xdistill.cli.student import beside, checkpoint_path, options
     from xdistill.evaluation import Draw, student_sampler
     from xdistill.measured import Source
     from xdistill.student import load_student
 
+    path = checkpoint_path(cfg.domain, name)
     loaded = beside(load_student(path, cfg.domain, options=changes), cfg.method)
     usual = options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, own=own)
 
     def sampler(**changed: Any) -> Draw:
         return student_sampler(loaded.objective, **{**usual, **changed})
 
-    found = Source(str(path), loaded.domain, model=loaded.model, sampler=sampler, usual=usual)
+    said = "shipped student" if name == SHIPPED else name
+    found = Source(said, loaded.domain, model=loaded.model, sampler=sampler, usual=usual)
     return replace(found, precision=loaded.config["precision"], **_taught(loaded.config, loaded.domain))
 
 

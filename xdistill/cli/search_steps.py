@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from xdistill.cli.keys import domain_class, read, split
-from xdistill.config import SearchStepsConfig
+from xdistill.config import SHIPPED, SearchStepsConfig
 from xdistill.errors import UsageError
 
 
@@ -18,8 +18,8 @@ def run(args: Sequence[str]) -> int:
     pairs = split(args)
     kind = domain_class(pairs)
     cfg, request = read(SearchStepsConfig, pairs, kind.request_keys, kind.text_keys)
-    if cfg.ckpt is None:
-        raise UsageError("search the steps of what? Give ckpt=RUN of a run of xdistill fit")
+    if cfg.ckpt in (None, SHIPPED):
+        raise UsageError("search the steps of what? Give ckpt=RUN of a run of xdistill fit, which keeps them")
     if not 0 < cfg.tolerance < 1 or cfg.sweeps < 1:
         raise UsageError(f"tolerance={cfg.tolerance:g}, sweeps={cfg.sweeps}: expected 0 to 1, and at least 1")
     from xdistill.assemble import guided_teacher

@@ -12,7 +12,7 @@ import torch
 
 from xdistill import rng
 from xdistill.compat import check_steps
-from xdistill.config import compose
+from xdistill.config import SHIPPED, compose
 from xdistill.errors import UsageError
 from xdistill.models import NoCond
 from xdistill.registry import nearest
@@ -35,7 +35,7 @@ def load(cfg: Sampling, changes: Mapping[str, Any] = MappingProxyType({})) -> Lo
     """The student of `ckpt`, or the domain's shipped one, with what its method asks for; raises UsageError when there
     is none. changes: keys of the domain's section.
     """
-    return beside(load_student(_path(cfg), cfg.domain, options=changes), cfg.method)
+    return beside(load_student(checkpoint_path(cfg.domain, cfg.ckpt), cfg.domain, options=changes), cfg.method)
 
 
 def domain_changes(domain: str, given: Mapping[str, str]) -> dict[str, Any]:
@@ -50,12 +50,13 @@ def beside(loaded: Loaded, method: str | None) -> Loaded:
     return judged(loaded) if chosen in GUIDED else loaded
 
 
-def _path(cfg: Sampling) -> Path:
-    if cfg.ckpt:
-        return Path(cfg.ckpt)
-    shipped = build_domain(compose([f"domain={cfg.domain}"])).shipped_student()
+def checkpoint_path(domain: str, ckpt: str | None) -> Path:
+    """Where the weights of `ckpt=` are; none or `shipped`: the domain's own. Raises UsageError when there are none."""
+    if ckpt and ckpt != SHIPPED:
+        return Path(ckpt)
+    shipped = build_domain(compose([f"domain={domain}"])).shipped_student()
     if shipped is None or not shipped.exists():
-        raise UsageError(f"domain '{cfg.domain}' ships no student: give ckpt=RUN of a run of xdistill fit")
+        raise UsageError(f"domain '{domain}' ships no student: give ckpt=RUN of a run of xdistill fit")
     return shipped
 
 
