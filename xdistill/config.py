@@ -159,8 +159,8 @@ SHIPPED = "shipped"
 @dataclass
 class GenerateConfig:
     """domain: the modality. ckpt: a run folder, a checkpoint in it, or a folder of weights (none, or shipped: the
-    domain's own student). num: designs. out: a new or empty folder, or one that the same request left unfinished. seed:
-    design i depends on (seed, i) alone. batch: most designs of a network call. steps: network calls a design (0: as
+    domain's own student). num: samples. out: a new or empty folder, or one that the same request left unfinished. seed:
+    sample i depends on (seed, i) alone. batch: most samples of a network call. steps: network calls a sample (0: as
     trained).
     noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
     temperature, top_p, method: how tokens are drawn (none: as configured in the run; see sampler of fit).
@@ -168,16 +168,16 @@ class GenerateConfig:
     the discriminator that a run of objective=didi keeps. stream: true shows one text while it is written, and keeps
     no file; speech goes to the file out=NAME.wav (or .flac; - is raw 16-bit samples on the standard output) as parts
     are done; out=- writes lines to the standard output.
-    format: of the files, or packed, many designs in one file (none: the domain's first; of text packed, as lines of
-    JSON). shard: designs written and recorded at once (0: 1024, or one batch up to 1024 designs). filter: names of the
+    format: of the files, or packed, many samples in one file (none: the domain's first; of text packed, as lines of
+    JSON). shard: samples written and recorded at once (0: 1024, or one batch up to 1024 samples). filter: names of the
     domain's filters, cheapest first,
-    separated by commas; filter.NAME.OPTION=VALUE sets their options. keep: designs of a shortlist to end with, among
+    separated by commas; filter.NAME.OPTION=VALUE sets their options. keep: samples of a shortlist to end with, among
     those that passed (0: none). by: column of the manifest that it ranks by. diversity: most similarity of any two of
     it, e.g. 0.5 (none: any). engine: local, also as ranks of torchrun or Slurm,
     or ray. workers: processes, or actors of Ray (0: one a GPU, or one a core). threads: CPU threads of each; another
     number rounds differently. ray_address: of a Ray cluster to join, also written ray.address (none: start one here).
     precision: of the network, fp32 or bf16 (none: as in the run). compile: true compiles the network first (minutes in
-    every process), which pays for many designs; it needs a compiler, and rounds differently.
+    every process), which pays for many samples; it needs a compiler, and rounds differently.
     """
 
     domain: str
@@ -208,7 +208,7 @@ class GenerateConfig:
 
 @dataclass
 class ExtractConfig:
-    """out: folder for the files. index: of the designs, as in 3,17,100-120, or all, passed (all filters) or shortlist.
+    """out: folder for the files. index: of the samples, as in 3,17,100-120, or all, passed (all filters) or shortlist.
     format: of the files (none: the domain's first). domain: the modality (none: as the folder's request.json says).
     """
 

@@ -43,7 +43,7 @@ def test_manifest(xdistill: Callable[..., Outcome], finished: Path, tmp_path: Pa
     args = ("generate", "domain=toy", f"ckpt={finished}", f"out={out}", "num=5", "steps=3", "batch=2", "format=csv")
     outcome = xdistill(*args)
     assert outcome.code == 0
-    assert "5 designs in" in outcome.out
+    assert "5 samples in" in outcome.out
     request = json.loads((out / "request.json").read_text())
     assert request["steps"] == 3
     weights = json.loads((finished / "checkpoints" / "step_4" / "manifest.json").read_text())["sha256"]
@@ -184,5 +184,5 @@ def test_one_rank_of_two(
     assert "2 shards of others" in outcome.out
     assert not (tmp_path / "s" / "manifest.parquet").exists()
     monkeypatch.setenv("RANK", "1")
-    assert "10 designs in" in xdistill(*line).out
+    assert "10 samples in" in xdistill(*line).out
     assert len(points(tmp_path / "s")) == 10

@@ -83,7 +83,11 @@ def test_sampling_commands_run(
         pytest.skip("this tree ships no protein student")
     monkeypatch.chdir(tmp_path)
     verbs = tuple(f"xdistill {verb} " for verb in ("generate", "evaluate", "extract"))
-    ran = [re.sub(r"num=\d{3,}", "num=16", c) for c in LINES if c.startswith(verbs) and not re.search("ckpt=(?!shipped)", c)]
+    ran = [
+        re.sub(r"num=\d{3,}", "num=16", c)
+        for c in LINES
+        if c.startswith(verbs) and not re.search("ckpt=(?!shipped)", c)
+    ]
     for command in ran:
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert len(ran) >= 2

@@ -98,7 +98,7 @@ def test_counts_add_up_and_are_printed() -> None:
 
 
 def test_an_error_says_where() -> None:
-    with pytest.raises(XDistillError, match=r"filter 'broken' on designs 11\.\.15: no weights"):
+    with pytest.raises(XDistillError, match=r"filter 'broken' on samples 11\.\.15: no weights"):
         Funnel(["two", "broken"], Numbers({})).apply([1, 2, 3, 5], [11, 12, 13, 15])
 
 

@@ -154,7 +154,7 @@ class Doomed:
 def test_a_shard_that_kills_its_workers_ends_the_run() -> None:
     crew, written = Doomed(), []
     shards = [Shard(n, ((2 * n, 2 * n + 1),)) for n in range(3)]
-    with pytest.raises(XDistillError, match=r"shard 1 \(2 designs from 2\) lost its worker 3 times \(exit code -9\)"):
+    with pytest.raises(XDistillError, match=r"shard 1 \(2 samples from 2\) lost its worker 3 times \(exit code -9\)"):
         drive(crew, shards, lambda made: written.append(made.shard), lambda done: None)
     assert crew.lives == 3
     assert written == [0]

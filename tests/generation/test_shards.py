@@ -179,7 +179,7 @@ def test_designs_by_index_from_shards_and_files(tmp_path: Path) -> None:
     found = Designs(domain, files).among([5, 6, 0, 4])
     assert list(found) == [5, 6, 0, 4]
     assert all((found[i] == i).all() for i in found)
-    with pytest.raises(XDistillError, match="does not hold design 9"):
+    with pytest.raises(XDistillError, match="does not hold sample 9"):
         Designs(domain, {9: files[0]}).among([9])
 
 
@@ -236,7 +236,7 @@ def test_extract_keeps_to_the_request_and_a_command_overrides_it(
 @pytest.mark.parametrize(
     ("change", "message", "code"),
     [
-        (["index=3,20"], "does not hold 1 of the designs asked for (20)", 2),
+        (["index=3,20"], "does not hold 1 of the samples asked for (20)", 2),
         (["index=x"], "expected numbers and ranges", 2),
         (["format=pbd"], "did you mean 'pdb'", 2),
         (["out="], "Give out=OUT", 2),

@@ -218,5 +218,5 @@ def test_written_shortlist(folds: list[Array], tmp_path: Path) -> None:
             assert (tmp_path / file).read_bytes() == domain.encode(samples[index], "pdb")
         (tmp_path / "shortlist" / "stale.pdb").write_text("of an earlier shortlist")
     smaller = shortlist(tmp_path, rows, domain, Choice(1, "mpnn", 0.5), "cif")
-    assert "1 of 7 designs by mpnn" in smaller.line(Choice(1, "mpnn", 0.5))
+    assert "1 of 7 samples by mpnn" in smaller.line(Choice(1, "mpnn", 0.5))
     assert [p.name for p in (tmp_path / "shortlist").iterdir()] == ["sample_000004.cif"]

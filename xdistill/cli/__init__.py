@@ -17,7 +17,7 @@ from xdistill.registry import nearest
 VERBS = {
     "fit": ("xdistill.cli.fit", "distil a teacher into a few-step student (or train a teacher)"),
     "generate": ("xdistill.cli.generate", "draw samples from a student into files"),
-    "extract": ("xdistill.cli.extract", "take designs out of packed shards, as single files"),
+    "extract": ("xdistill.cli.extract", "take samples out of packed shards, as single files"),
     "evaluate": ("xdistill.cli.evaluate", "measure samples of checkpoints or folders, with intervals"),
     "bench": ("xdistill.cli.bench", "time the student against its teacher"),
     "search-steps": ("xdistill.cli.search_steps", "place the calls of a flow map's sampler where they count"),

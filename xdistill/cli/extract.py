@@ -1,4 +1,4 @@
-"""`xdistill extract`: designs of packed shards as files, the same that generate would have written one by one."""
+"""`xdistill extract`: samples of packed shards as files, the same that generate would have written one by one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xdistill.config import ExtractConfig, compose
 from xdistill.errors import UsageError
 from xdistill.registry import nearest
 
-LISTED = 5  # missing designs that a message names
+LISTED = 5  # missing samples that a message names
 BY_NAME = ("all", "passed", "shortlist")
 
 
@@ -52,9 +52,9 @@ def run(args: Sequence[str]) -> int:
     if wanted is not None and (missing := sorted(wanted - found)):
         some = ", ".join(map(str, missing[:LISTED])) + (", ..." if len(missing) > LISTED else "")
         raise UsageError(
-            f"{folder} does not hold {len(missing)} of the designs asked for ({some}): ask for others, or index=all"
+            f"{folder} does not hold {len(missing)} of the samples asked for ({some}): ask for others, or index=all"
         )
-    print(f"{len(found)} designs in {out}")
+    print(f"{len(found)} samples in {out}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`xdistill generate`: designs into files, from a handful to millions."""
+"""`xdistill generate`: samples into files, from a handful to millions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from xdistill.generation.folder import DesignFolder
     from xdistill.generation.shortlist import Choice
 
-MANY = 128  # designs: fewer are done before a second process has started
+MANY = 128  # samples: fewer are done before a second process has started
 
 
 def run(args: Sequence[str]) -> int:
-    """Check the request, load the student, write the designs."""
+    """Check the request, load the student, write the samples."""
     from xdistill.generation.filters import filter_options
 
     judged, pairs = filter_options(split(args))
@@ -163,7 +163,7 @@ def _job(
     judged: dict[str, str],
     own: Mapping[str, Any],
 ) -> tuple[GenerateConfig, Job]:
-    """The request resolved: files that it names are read, and say how many designs there are unless num= does."""
+    """The request resolved: files that it names are read, and say how many samples there are unless num= does."""
     from xdistill.cli.student import load, options
     from xdistill.generation import Job
     from xdistill.generation.filters import Funnel
@@ -197,7 +197,7 @@ def _choice(cfg: GenerateConfig, job: Job) -> Choice | None:
 
     if not cfg.keep:
         if cfg.by or cfg.diversity is not None:
-            raise UsageError("by= and diversity= say which designs a shortlist takes: add keep=NUMBER")
+            raise UsageError("by= and diversity= say which samples a shortlist takes: add keep=NUMBER")
         return None
     if not cfg.by:
         raise UsageError(f"keep={cfg.keep} of which? Give by=COLUMN: {', '.join(job.loaded.domain.ranking)}")
@@ -242,6 +242,6 @@ def _report(job: Job, work: Engine, outcome: Outcome, seconds: float) -> None:
         Console().print(counts_table(filter_counts(job.filters, failed), failed.count(None)))
     kinds = [name for name in rows.column_names if name == "calls" or name.endswith("_calls")]
     named = [f"{rows[k][0].as_py()} {'network calls' if k == 'calls' else k.replace('_', ' ')}" for k in kinds]
-    print(f"{job.num} designs in {path} ({', '.join(named)} each{rate}), listed in manifest.parquet")
+    print(f"{job.num} samples in {path} ({', '.join(named)} each{rate}), listed in manifest.parquet")
     if unwritten := rows["file"].null_count:
         print(f"{unwritten} of them have no file: format {job.file_format} cannot hold them (see `finite` there)")

@@ -30,7 +30,7 @@ ABOUT = {
     ),
     "generate": (
         "xdistill generate domain=NAME [ckpt=RUN] [key=value ...]",
-        "Draw designs into files, with a manifest (Parquet). The same command continues an interrupted\n"
+        "Draw samples into files, with a manifest (Parquet). The same command continues an interrupted\n"
         "or killed one. Under torchrun or Slurm ranks share the work; engine=ray spreads it over a cluster.",
         (
             "xdistill generate domain=protein num=16 length=64-128 steps=8 noise_scale=0.45 out=samples",
@@ -44,7 +44,7 @@ ABOUT = {
     ),
     "extract": (
         "xdistill extract DIR out=OUT [key=value ...]",
-        "Write designs of packed shards (generate format=packed) as files, the same that generate would have written.",
+        "Write samples of packed shards (generate format=packed) as files, the same that generate would have written.",
         (
             "xdistill extract candidates index=3,17,100-120 out=some",
             "xdistill extract candidates index=shortlist format=cif out=keepers",

@@ -93,6 +93,6 @@ def drive(
 def _lost(event: Died) -> XDistillError:
     indices = event.shard.indices
     return XDistillError(
-        f"shard {event.shard.number} ({len(indices)} designs from {indices[0]}) lost its worker {DEATHS} times "
+        f"shard {event.shard.number} ({len(indices)} samples from {indices[0]}) lost its worker {DEATHS} times "
         f"({event.reason}): out of memory? Give a smaller batch= or fewer workers=; finished shards are safe"
     )

@@ -91,7 +91,7 @@ class Funnel:
     def _verdicts(
         name: str, judge: Filter, samples: Sequence[Any], batch: Sequence[int], indices: Sequence[int]
     ) -> Sequence[Any]:
-        where = f"filter '{name}' on designs {indices[batch[0]]}..{indices[batch[-1]]}"
+        where = f"filter '{name}' on samples {indices[batch[0]]}..{indices[batch[-1]]}"
         try:
             verdicts = judge([samples[i] for i in batch])
         except XDistillError as error:

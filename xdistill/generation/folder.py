@@ -49,7 +49,7 @@ class DesignFolder:
             raise UsageError(f"{self.path} is not empty and was not made by generate: choose another out=") from None
         if there != self.request:
             different = _difference(there, self.request)
-            raise UsageError(f"{self.path} holds designs of another request ({different}): choose another out=")
+            raise UsageError(f"{self.path} holds samples of another request ({different}): choose another out=")
 
     def lock(self, rank: int | None = None) -> None:
         """Take the folder for this process, or as one rank of several; raises UsageError when it is taken."""

@@ -89,7 +89,7 @@ def in_parts(job: Job, device: torch.device | str) -> Iterator[Any]:
 def check_lines(domain: Domain) -> None:
     """Raise UsageError when the designs of a domain are no lines."""
     if not domain.packed_lines:
-        raise UsageError(f"designs of domain '{domain.name}' are no lines of text: give a folder as out=")
+        raise UsageError(f"samples of domain '{domain.name}' are no lines of text: give a folder as out=")
 
 
 def _passed(job: Job, artist: Artist) -> Iterator[tuple[list[int], list[Any]]]:

@@ -73,7 +73,7 @@ class Designs:
             return self.domain.load(path)
         shard = self._shard(path)
         if index not in shard:
-            raise XDistillError(f"{path} does not hold design {index}: the manifest is of another run")
+            raise XDistillError(f"{path} does not hold sample {index}: the manifest is of another run")
         return shard[index]
 
 

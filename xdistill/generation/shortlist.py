@@ -45,7 +45,7 @@ class Shortlist:
 
     def line(self, choice: Choice) -> str:
         """What a run says of it."""
-        text = f"shortlist: {len(self.kept)} of {self.candidates} designs by {choice.by}"
+        text = f"shortlist: {len(self.kept)} of {self.candidates} samples by {choice.by}"
         if choice.diversity is not None:
             text += f", no two more alike than {choice.diversity:g} ({self.alike} of {self.examined} examined were)"
         if self.unusable:

@@ -85,7 +85,7 @@ def test_a_line_each_with_voices(checkpoint: Path, tmp_path: Path, capsys: pytes
     base = ["generate", "domain=speech", f"ckpt={checkpoint}", "format=npz", "say.blorptic=B L AH"]
     assert main([*base, f"texts={tmp_path / 'texts.jsonl'}", f"out={tmp_path / 'out'}"]) == 0
     said = capsys.readouterr()
-    assert "4 designs" in said.out
+    assert "4 samples" in said.out
     assert "the person it belongs to" in said.err
     found = read_samples(load_student(checkpoint).domain, tmp_path / "out")
     assert [s.text for s in found] == ["No.", "Yes, blorptic.", "No.", "Hello."]
