@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 EXAMPLES = 5
 
@@ -44,8 +45,10 @@ class SkipReport:
         """One reason with its count, an example and its hint."""
         return f"{reason} {self.counts[reason]}x, e.g. {self.examples[reason][0]}: {self.hints[reason]}"
 
-    def table(self) -> Table:
-        """A rich table, one row a reason, most frequent first."""
+    def table(self) -> Table | Text:
+        """A rich table, one row a reason, most frequent first; its title alone when nothing was left out."""
+        if not self.counts:
+            return Text(f"{self.title}, nothing left out")
         table = Table(title=escape(self.title))
         for column in ("left out because", "count", "examples", "what to do"):
             table.add_column(column)

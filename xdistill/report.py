@@ -240,7 +240,7 @@ def figure(domain: Domain, rows: Sequence[Row], out: Path, each: int = 4) -> Non
     cost.xaxis.set_minor_formatter(NullFormatter())  # its labels run into each other over less than a decade
     cost.set_yticks([])
     for i, row in enumerate(rows):
-        for j in range(each):
+        for j in range(min(each, len(row.samples))):
             ax = fig.add_subplot(grid[1 + i, j])
             domain.draw(ax, row.samples[j * max(len(row.samples) // each, 1)])
             if j == 0:

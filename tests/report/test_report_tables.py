@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
+from xdistill.domains.toy import ToyDomain
 from xdistill.evaluation import Row, as_json
 from xdistill.exchange import Metric
-from xdistill.report import by_calls, cell
+from xdistill.report import by_calls, cell, figure
 
 
 def row(name: str, calls: int, value: float) -> Row:
@@ -41,3 +44,10 @@ def test_an_undefined_number_is_a_dash_and_null() -> None:
     assert cell(nothing) == "-"
     assert plain["rows"][0]["metrics"]["paired"]["value"] is None
     json.dumps(plain, allow_nan=False)
+
+
+def test_a_figure_of_fewer_samples_than_it_has_places(tmp_path: Path) -> None:
+    domain = ToyDomain({})
+    samples = [np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)]
+    figure(domain, [Row("student", domain.metrics(samples), samples, 1, 0.1)], tmp_path)
+    assert (tmp_path / "report.png").stat().st_size > 1000

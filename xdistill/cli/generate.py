@@ -242,6 +242,8 @@ def _report(job: Job, work: Engine, outcome: Outcome, seconds: float) -> None:
         Console().print(counts_table(filter_counts(job.filters, failed), failed.count(None)))
     kinds = [name for name in rows.column_names if name == "calls" or name.endswith("_calls")]
     named = [f"{rows[k][0].as_py()} {'network calls' if k == 'calls' else k.replace('_', ' ')}" for k in kinds]
-    print(f"{job.num} samples in {path} ({', '.join(named)} each{rate}), listed in manifest.parquet")
+    print(
+        f"{job.num} sample{'s' * (job.num > 1)} in {path} ({', '.join(named)} each{rate}), listed in manifest.parquet"
+    )
     if unwritten := rows["file"].null_count:
         print(f"{unwritten} of them have no file: format {job.file_format} cannot hold them (see `finite` there)")
