@@ -20,7 +20,7 @@ from xdistill.guidance import guide
 from xdistill.module import DistillModule
 from xdistill.objectives import Objective
 from xdistill.sections import plain
-from xdistill.student import load_student
+from xdistill.student import load_network
 
 
 def build_networks(cfg: DictConfig | Mapping[str, Any], domain: Domain, objective: Objective) -> dict[str, nn.Module]:
@@ -32,7 +32,7 @@ def build_networks(cfg: DictConfig | Mapping[str, Any], domain: Domain, objectiv
     if fresh:
         student = domain.network()
     else:
-        student = domain.student(teacher) if init == "teacher" and teacher else load_student(Path(init)).model
+        student = domain.student(teacher) if init == "teacher" and teacher else load_network(Path(init), domain)
     networks = {"student": domain.flow_map(student) if objective.needs.flow_map else student}
     if "teacher" not in roles or teacher is None:
         return networks

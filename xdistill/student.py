@@ -39,16 +39,34 @@ def load_student(
     options: keys of the domain's section that differ from what the run recorded.
     Raises XDistillError when it is missing, damaged, of another schema or of another domain than `domain`.
     """
+    found = _open(path, domain)
+    built = build_domain({**found.config, "domain": {**found.config["domain"], **(options or {})}})
+    model = _network(found, built, role)
+    objective = build_objective(found.config, built)
+    built.any_length = objective.any_length
+    return Loaded(built, objective, model.eval(), found.config, found.manifest, found.path)
+
+
+def load_network(path: Path, domain: Domain) -> nn.Module:
+    """The averaged student's network alone, of which `domain` takes what its data need, such as a vocabulary.
+
+    Raises XDistillError as `load_student` does.
+    """
+    return _network(_open(path, domain.name), domain, "student_ema")
+
+
+def _open(path: Path, domain: str | None) -> checkpoint.Checkpoint:
     found = checkpoint.open_checkpoint(_pick(path))
     name = found.config["domain"]["name"]
     if domain is not None and name != domain:
         raise XDistillError(f"{path} is a checkpoint of domain '{name}', not '{domain}': use domain={name}")
-    built = build_domain({**found.config, "domain": {**found.config["domain"], **(options or {})}})
-    model = built.from_description(found.manifest["network"])
+    return found
+
+
+def _network(found: checkpoint.Checkpoint, domain: Domain, role: str) -> nn.Module:
+    model = domain.from_description(found.manifest["network"])
     checkpoint.load_strict(model.load_state_dict, found.role(role), found.path, role)
-    objective = build_objective(found.config, built)
-    built.any_length = objective.any_length
-    return Loaded(built, objective, model.eval(), found.config, found.manifest, found.path)
+    return model
 
 
 class Judged(nn.Module):

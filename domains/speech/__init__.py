@@ -122,7 +122,12 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
         return teacher.describe(module) | symbols
 
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
-        self.vocabulary = description.get("vocabulary", self.vocabulary)
+        symbols = description.get("vocabulary", self.vocabulary)
+        if self.vocabulary is not None and list(symbols) != list(self.vocabulary):
+            raise UsageError(
+                "two networks of other vocabularies: give student.init= a run of this teacher"
+            )
+        self.vocabulary = symbols
         flow = teacher.from_description({k: v for k, v in description.items() if k != "vocabulary"})
         self.network_config = flow.net.config
         return flow

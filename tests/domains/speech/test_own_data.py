@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from speech_student import SIZES, hum
 
@@ -24,8 +24,9 @@ from xdistill.domains.speech.mel import MelSpec, mel
 from xdistill.domains.speech.network import PRESETS, F5Config
 from xdistill.domains.speech.resampling import resample
 from xdistill.domains.speech.utterances import utterances
+from xdistill.errors import UsageError
 from xdistill.run import fit
-from xdistill.student import load_student
+from xdistill.student import load_network, load_student
 
 CLIPS = sorted(corpus.clips("heldout"), key=lambda c: c.seconds)[:6]
 ALIGNED = {"vocab_size": 64, "tokenizer": "phones", "aligned": True, "mel_mean": -1.85, "mel_std": 2.8}
@@ -106,6 +107,18 @@ def test_fit_and_sample(folder: Path, tmp_path: Path, size: str) -> None:
         again.teacher()
         assert list(again.vocabulary) == list(loaded.domain.vocabulary)
         assert again.sentences("train")[0].ids.tolist() == loaded.domain.sentences("train")[0].ids.tolist()
+
+
+def test_a_character_run_is_trained_on(folder: Path, tmp_path: Path) -> None:
+    """Its vocabulary comes with it, whatever the data say now; another teacher's is refused."""
+    run = fit(config(folder, tmp_path / "first", "char"))
+    on = fit(OmegaConf.merge(config(folder, tmp_path / "on", "aligned"), {"student": {"init": str(run)}}))
+    first, second = (load_student(path).domain for path in (run, on))
+    assert list(second.vocabulary) == list(first.vocabulary)
+    other = SpeechDomain({})
+    other.vocabulary = [" ", "a"]
+    with pytest.raises(UsageError, match="other vocabularies"):
+        load_network(run, other)
 
 
 def test_utterances_are_the_recordings(folder: Path) -> None:
