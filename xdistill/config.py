@@ -160,7 +160,7 @@ SHIPPED = "shipped"
 class GenerateConfig:
     """domain: the modality. ckpt: a run folder, a checkpoint in it, or a folder of weights (none, or shipped: the
     domain's own student). num: samples. out: a new or empty folder, or one that the same request left unfinished. seed:
-    sample i depends on (seed, i) alone. batch: most samples of a network call. steps: network calls a sample (0: as
+    sample i depends on (seed, i) alone. batch: most samples of a network call. steps: network calls a sample (none: as
     trained).
     noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
     temperature, top_p, method: how tokens are drawn (none: as configured in the run; see sampler of fit).
@@ -186,7 +186,7 @@ class GenerateConfig:
     out: str = "samples"
     seed: int = 0
     batch: int = 32
-    steps: int = 0
+    steps: int | None = None
     noise_scale: float | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -247,7 +247,7 @@ class EvaluateConfig:
     html: str | None = None
     seed: int = 0
     batch: int = 16
-    steps: int = 0
+    steps: int | None = None
     noise_scale: float | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -288,7 +288,7 @@ class BenchConfig:
 @dataclass
 class SearchStepsConfig:
     """domain: the modality. ckpt: the run of a flow map, or a checkpoint in it. steps: network calls, one less of which
-    is placed (0: as trained). metric: what is to be best: rmse, the difference to the teacher's own many-step samples
+    is placed (none: as trained). metric: what is to be best: rmse, the difference to the teacher's own many-step samples
     from the same noise, or the name of one of the domain's metrics. num: samples of the fixed dev set. seed: of the
     dev set and its noise. batch: samples of a network call. teacher_steps: calls of the teacher's samples (0: 64).
     tolerance: of a time. sweeps: most rounds over all times.
@@ -296,7 +296,7 @@ class SearchStepsConfig:
 
     domain: str
     ckpt: str | None = None
-    steps: int = 0
+    steps: int | None = None
     metric: str = "rmse"
     num: int = 32
     seed: int = 0

@@ -37,6 +37,7 @@ def read_voice(path: str, text: str | None = None) -> Voice:
     Raises UsageError without a text, XDistillError, one line, for a file that is no audio, empty, silent, clipped, too
     short or too long.
     """
+    samples = read_audio(path, most=PROMPT_SECONDS)
     if text is None:
         beside = Path(path).with_suffix(".txt")
         if not beside.is_file():
@@ -44,7 +45,6 @@ def read_voice(path: str, text: str | None = None) -> Voice:
         text = beside.read_text(encoding="utf-8-sig", errors="replace")
     if not text.strip():
         raise UsageError(f'the transcript of ref={path} is empty: give ref_text="what it says"')
-    samples = read_audio(path, most=PROMPT_SECONDS)
     seconds = len(samples) / RATE
     if seconds < LEAST_SECONDS:
         raise XDistillError(f"{path} is {seconds:.2f} s long, too short for a voice: {ADVICE}")

@@ -38,7 +38,7 @@ ABOUT = {
             "xdistill generate domain=protein num=100000 length=60-128 format=packed filter=geometry keep=500 "
             "by=compactness diversity=0.5 out=night",
             "xdistill generate domain=toy ckpt=runs/toy_sid num=1000 batch=250 seed=1 out=points",
-            "xdistill generate domain=speech text='Please hold the line.' steps=2 vocoder=mini out=speech",
+            "xdistill generate domain=speech text='Please hold the line.' steps=2 format=flac out=speech",
             "xdistill generate domain=speech text='Thank you. Please hold.' stream=true out=speech.wav",
         ),
     ),

@@ -16,8 +16,8 @@ KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
     str: ("a text", str),
     bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
 }
-POSITIVE = ("num", "batch", "repeats", "threads")
-NOT_NEGATIVE = ("steps", "teacher_steps", "noise_scale", "temperature", "seed", "shard", "keep", "workers")
+POSITIVE = ("num", "batch", "steps", "repeats", "threads")
+NOT_NEGATIVE = ("teacher_steps", "noise_scale", "temperature", "seed", "shard", "keep", "workers")
 
 
 def split(args: Sequence[str]) -> dict[str, str]:

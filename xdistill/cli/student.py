@@ -62,7 +62,7 @@ def checkpoint_path(domain: str, ckpt: str | None) -> Path:
 
 def options(
     loaded: Loaded,
-    steps: int,
+    steps: int | None,
     noise_scale: float | None = None,
     temperature: float | None = None,
     top_p: float | None = None,

@@ -179,6 +179,8 @@ HUM = "ref_text=a hum"
         (["text=No.", "ref=DIR/telegraph.wav", HUM], 1, "4000 samples a second: expected 8000 or more"),
         (["text=No.", "ref=DIR/text.wav", HUM], 1, "text.wav cannot be read as audio"),
         (["text=No.", "ref=DIR/none.wav", HUM], 1, "none.wav is no file"),
+        (["text=No.", "ref=DIR/none.wav"], 1, "none.wav is no file"),
+        (["text=No.", "steps=0"], 2, "steps=0: expected at least 1"),
         (["text=No.", "ref=DIR/good.wav"], 2, 'has no transcript: add ref_text="what it says"'),
         (["text=No.", "ref=DIR/good.wav", "ref_text= "], 2, "the transcript of ref="),
         (["text=No.", HUM], 2, "add ref=voice.wav"),

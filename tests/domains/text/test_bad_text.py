@@ -72,7 +72,7 @@ def nothing(d: Path) -> None:
         (OWN + "none", nothing, 1, ("none is no file or folder",)),
         (GENERATE + f"prompt={'word_' * 200}", nothing, 2, ("of 128 tokens", "shorten it")),
         (GENERATE + "prompts={d}/a.txt", text(b"It is \xff\n"), 2, ("a.txt", "not UTF-8")),
-        (GENERATE + "steps=-1", nothing, 2, ("steps=-1", "at least 0")),
+        (GENERATE + "steps=-1", nothing, 2, ("steps=-1", "at least 1")),
         (GENERATE + "steps=129", nothing, 2, ("steps=129", "128 tokens")),
         (EVALUATE + "smollm3", nothing, 2, ("unknown judge 'smollm3'", "'smollm2'")),
         (EVALUATE + "{d}/none", nothing, 2, ("none",)),
