@@ -124,9 +124,7 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
         symbols = description.get("vocabulary", self.vocabulary)
         if self.vocabulary is not None and list(symbols) != list(self.vocabulary):
-            raise UsageError(
-                "two networks of other vocabularies: give student.init= a run of this teacher"
-            )
+            raise UsageError("two networks of other vocabularies: give student.init= a run of this teacher")
         self.vocabulary = symbols
         flow = teacher.from_description({k: v for k, v in description.items() if k != "vocabulary"})
         self.network_config = flow.net.config

@@ -22,6 +22,8 @@ from xdistill.foreign import check_fit, read_archive
 
 FORMAT = "xdistill-f5-1"
 _METADATA = "xdistill_speech"
+BIGVGAN = "_bigvgan"  # ends the names of official folders of that mel kind
+VERSIONS = {"v0": "F5TTS_Base", "v1": "F5TTS_v1_Base"}  # of which networks of other sizes have the switches
 _EMA, _NET = "ema_model.", "transformer."
 _EMA_STATE, _RAW_STATE = "ema_model_state_dict", "model_state_dict"
 #: What official files keep beside the network.
@@ -50,7 +52,7 @@ def load_network(path: str | Path, *, mel_spec_type: str | None = None, **offici
     path = Path(path)
     said = _description(path) if path.suffix == ".safetensors" else None
     if said is None:
-        return load_official(path, mel_spec_type=mel_spec_type or "vocos", **official)
+        return load_official(path, mel_spec_type=mel_spec_type, **official)
     if any(v is not None for v in official.values()):
         raise UsageError(f"{path} says how it is built: leave out {', '.join(official)}")
     if said.get("format") != FORMAT:
@@ -66,7 +68,7 @@ def load_official(
     path: str | Path,
     *,
     name: str | None = None,
-    mel_spec_type: str = "vocos",
+    mel_spec_type: str | None = None,
     tokenizer: str | None = None,
     vocabulary: str | Path | None = None,
     ema: bool = True,
@@ -75,8 +77,9 @@ def load_official(
 
     Args:
         name: the official configuration (F5TTS_Base, ...), or `v0`, `v1` for another network with its switches, which
-            no tensor tells; default the name of the file's folder.
-        mel_spec_type: the mel kind, which the file does not tell: vocos, or bigvgan.
+            no tensor tells; default the name of the file's folder, less `_bigvgan`.
+        mel_spec_type: the mel kind, which no tensor tells either: vocos, or bigvgan; default bigvgan for a folder whose
+            name ends with it, as the official ones do.
         tokenizer: char, pinyin or byte; default that of the configuration.
         vocabulary: vocab.txt; default the one beside the file, if any.
         ema: the averaged weights; False reads the raw ones of a full training checkpoint.
@@ -86,7 +89,8 @@ def load_official(
     """
     path = Path(path)
     state = _official_state(path, ema)
-    config = replace(deduce(state, _switches(path, name), path), mel_spec_type=mel_spec_type)
+    kind = mel_spec_type or ("bigvgan" if path.resolve().parent.name.endswith(BIGVGAN) else "vocos")
+    config = replace(deduce(state, _switches(path, name), path), mel_spec_type=kind)
     config = config if tokenizer is None else replace(config, tokenizer=tokenizer)
     net = _build(config, state, path)
     beside = path.with_name("vocab.txt")
@@ -157,14 +161,14 @@ def _official_state(path: Path, ema: bool) -> dict[str, Tensor]:
 
 def _switches(path: Path, name: str | None) -> F5Config:
     """The configuration whose switches the file has."""
-    folder = path.resolve().parent.name.removesuffix("_bigvgan")
-    name = name or (folder if folder in PRESETS else None)
+    folder = path.resolve().parent.name.removesuffix(BIGVGAN)
+    name = name or (folder if folder in [*PRESETS, *VERSIONS] else None)
     if name is None:
         raise UsageError(
-            f"{path} does not say its version: give name=F5TTS_v1_Base, F5TTS_Base, F5TTS_v1_Small, F5TTS_Small, "
-            "or v0 or v1 for another network"
+            f"{path} does not say its version: put it into a folder F5TTS_v1_Base, F5TTS_Base, F5TTS_v1_Small, "
+            f"F5TTS_Small, or v1 or v0 for another network ({BIGVGAN} behind the name where its mels are BigVGAN's)"
         )
-    return F5Config.preset({"v0": "F5TTS_Base", "v1": "F5TTS_v1_Base"}.get(name, name))
+    return F5Config.preset(VERSIONS.get(name, name))
 
 
 def _build(config: F5Config, state: Mapping[str, Tensor], path: Path) -> F5Net:

@@ -11,8 +11,10 @@ import torch
 
 from xdistill.domains.speech.checkpoint import load_network
 from xdistill.domains.speech.flow import SpeechFlow
+from xdistill.domains.speech.mel import MelSpec
 from xdistill.domains.speech.network import F5Config, F5Net
 from xdistill.domains.speech.utterances import Scale
+from xdistill.errors import XDistillError
 from xdistill.student import load_student
 
 ASSETS = Path(__file__).with_name("assets")
@@ -39,6 +41,9 @@ def load(weights: str, **official: Any) -> tuple[SpeechFlow, tuple[str, ...] | N
         symbols = found.manifest["network"].get("vocabulary")
         return found.model, None if symbols is None else tuple(symbols)
     loaded = load_network(path, **official)
+    wanted = MelSpec(loaded.net.config.mel_spec_type)
+    if (bands := loaded.net.config.mel_dim) != wanted.bins:
+        raise XDistillError(f"{path} is a network of {bands} mel bands, but {wanted.kind} mels have {wanted.bins}")
     return SpeechFlow(loaded.net), loaded.vocabulary
 
 

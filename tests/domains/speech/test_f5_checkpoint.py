@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from xdistill.domains.speech.checkpoint import load_network, load_official, save_network
 from xdistill.domains.speech.network import F5Config, F5Net
+from xdistill.domains.speech.teacher import load
 from xdistill.errors import UsageError, XDistillError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/speech"
@@ -117,6 +119,13 @@ def test_own_file_and_mel_kinds(tmp_path: Path) -> None:
     assert torch.equal(half.proj_out.weight, net.proj_out.weight.bfloat16().float())
 
 
+@pytest.mark.parametrize(("folder", "kind"), [("v1", "vocos"), ("F5TTS_v1_Base_bigvgan", "bigvgan")])
+def test_the_folder_tells_version_and_mel_kind(tmp_path: Path, folder: str, kind: str) -> None:
+    (tmp_path / folder).mkdir()
+    config = load_network(shutil.copy(V1, tmp_path / folder / "model_1250000.safetensors")).net.config
+    assert (config.mel_spec_type, config.text_mask_padding) == (kind, True)
+
+
 def broken(tmp_path: Path, change: dict[str, Tensor | None]) -> Path:
     state = load_file(V1) | {k: v for k, v in change.items() if v is not None}
     path = tmp_path / "broken.safetensors"
@@ -148,8 +157,12 @@ class Hostile:
 def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(XDistillError, match="does not exist"):
         load_network(tmp_path / "none.safetensors")
-    with pytest.raises(UsageError, match="name=F5TTS_v1_Base"):
+    with pytest.raises(UsageError, match="put it into a folder F5TTS_v1_Base"):
         load_network(V1)
+    (tmp_path / "v1").mkdir()
+    shutil.copy(V1, tmp_path / "v1")
+    with pytest.raises(XDistillError, match="of 20 mel bands, but vocos mels have 100"):
+        load(str(tmp_path / "v1" / V1.name))
     with pytest.raises(UsageError, match="did you mean 'F5TTS_Base'"):
         load_network(V1, name="F5TTS_Bas")
     (tmp_path / "cut.safetensors").write_bytes(V1.read_bytes()[:5000])

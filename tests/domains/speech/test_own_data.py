@@ -15,11 +15,12 @@ import soundfile
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from safetensors.torch import save_file
 from speech_student import SIZES, hum
 
 from xdistill.cli import main
 from xdistill.config import compose
-from xdistill.domains.speech import SpeechDomain, corpus, own_data, prepared
+from xdistill.domains.speech import SpeechDomain, corpus, own_data, prepared, teacher
 from xdistill.domains.speech.mel import MelSpec, mel
 from xdistill.domains.speech.network import PRESETS, F5Config
 from xdistill.domains.speech.resampling import resample
@@ -119,6 +120,24 @@ def test_a_character_run_is_trained_on(folder: Path, tmp_path: Path) -> None:
     other.vocabulary = [" ", "a"]
     with pytest.raises(UsageError, match="other vocabularies"):
         load_network(run, other)
+
+
+def test_an_official_checkpoint_is_distilled(folder: Path, tmp_path: Path) -> None:
+    """F5-TTS as its authors publish it, but small, and one's own recordings: what comes out speaks its vocabulary."""
+    symbols = sorted(set("".join(c.text for c in CLIPS) + "Xqzt"), key=lambda c: (c != " ", c))
+    config = replace(PRESETS["F5TTS_v1_Base"], **SIZES, vocab_size=len(symbols))
+    official = tmp_path / "F5TTS_v1_Base" / "model_1250000.safetensors"
+    official.parent.mkdir()
+    state = teacher.fresh(config).net.state_dict()
+    save_file({f"ema_model.transformer.{k}": v.contiguous() for k, v in state.items()}, official)
+    (official.parent / "vocab.txt").write_text("\n".join(symbols) + "\n")
+    command = ["domain=speech", "objective=cmt", "guidance=f5", f"teacher.weights={official}", f"data.path={folder}"]
+    short = ["data.batch=2", "train.steps=1", "objective.trajectories=2", "objective.points=3", "eval=none"]
+    run = fit(compose([*command, *short, "domain.holdout=0.2", "logger=none", f"out={tmp_path / 'run'}"]))
+    loaded = load_student(run)
+    assert list(loaded.domain.vocabulary) == symbols
+    assert loaded.model.net.config.second_time == "added"
+    assert loaded.model.net.config.text_mask_padding
 
 
 def test_utterances_are_the_recordings(folder: Path) -> None:
