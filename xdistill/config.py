@@ -289,8 +289,8 @@ class BenchConfig:
 class SearchStepsConfig:
     """domain: the modality. ckpt: the run of a flow map, or a checkpoint in it. steps: network calls, one less of which
     is placed (none: as trained). metric: what is to be best: rmse, the difference to the teacher's own many-step
-    samples from the same noise, or the name of one of the domain's metrics. num: samples of the fixed dev set. seed: of the
-    dev set and its noise. batch: samples of a network call. teacher_steps: calls of the teacher's samples (0: 64).
+    samples from the same noise, or the name of one of the domain's metrics. num: samples of the fixed dev set. seed: of
+    the dev set and its noise. batch: samples of a network call. teacher_steps: calls of the teacher's samples (0: 64).
     tolerance: of a time. sweeps: most rounds over all times.
     """
 
