@@ -37,8 +37,9 @@ CALLS, SEEDS, NUM, EVAL_SEED = (1, 2, 4), (0, 1, 2), 32, 5
 SHIPPED, SHORT = "cmt", 300
 JUDGES = ("wer", "mos")
 SHOWN = ("paired", "mcd", "variance_ratio", "cer", "wer", "mos")
+SPEECH = ["domain=speech", "domain.vocoder=griffin_lim"]
 COMMON = [
-    "domain=speech",
+    *SPEECH,
     "train.max_minutes=0",
     "eval=none",
     "strategy.threads=1",
@@ -68,7 +69,7 @@ def train(method: str, seed: int, runs: Path) -> Path:
 
 @cache
 def _domain() -> Domain:
-    return build_domain(compose(["domain=speech"]))
+    return build_domain(compose(SPEECH))
 
 
 @cache

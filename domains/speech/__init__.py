@@ -35,8 +35,9 @@ class SpeechDomainConfig:
     share of an utterance that training hides. audio_drop: probability that it shows no recording. scored: frames that
     losses count, `all` or the hidden `span` (F5-TTS). reference_steps: network evaluations of the teacher's own
     sampler, each two calls when guided. sway: of its times. vocoder: what makes sound of mels, griffin_lim, mini,
-    vocos:PATH or bigvgan:PATH. watermark: `module:function` of (samples, rate) that marks the sound, null: nothing.
-    holdout: share of the sentences of your own recordings kept for evaluation.
+    vocos:PATH, bigvgan:PATH, or auto: mini for the shipped voice, else griffin_lim. watermark: `module:function` of
+    (samples, rate) that marks the sound, null: nothing. holdout: share of the sentences of your own recordings kept
+    for evaluation.
     """
 
     size: str = "mini"
@@ -47,7 +48,7 @@ class SpeechDomainConfig:
     scored: str = "all"
     reference_steps: int = 32
     sway: float = -1.0
-    vocoder: str = "griffin_lim"
+    vocoder: str = "auto"
     watermark: str | None = None
     holdout: float = 0.05
 
@@ -68,8 +69,16 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
         self.speech = SpeechDomainConfig(**cfg)
         if self.speech.scored not in ("all", "span"):
             raise UsageError(f"domain.scored={self.speech.scored}: expected all or span")
-        self.vocoder, self.watermark = self.speech.vocoder, self.speech.watermark
+        self.watermark = self.speech.watermark
         self.reference_steps, self.sway = self.speech.reference_steps, self.speech.sway
+
+    @cached_property
+    def vocoder(self) -> str:  # type: ignore[override]
+        """As configured; `auto` is the network that learned the shipped voice where that speaks, else Griffin-Lim."""
+        if self.speech.vocoder != "auto":
+            return self.speech.vocoder
+        shipped = self.teacher_weights == "shipped" and self.data_path is None and self.spec.kind == "vocos"
+        return "mini" if shipped else "griffin_lim"
 
     @property
     def spec(self) -> MelSpec:

@@ -59,7 +59,7 @@ class SpeechServing(Domain):
             "speed": "2 is twice as fast (default 1)",
             "duration": "seconds of each sample (default: as long as its text takes)",
             "say.*": "how a word is said that the dictionary lacks, in ARPAbet: say.xdistill='EH K S D IH S T IH L'",
-            "vocoder": "what makes the sound: griffin_lim, mini, vocos:PATH or bigvgan:PATH",
+            "vocoder": "what makes the sound: griffin_lim, mini (for the shipped voice), vocos:PATH or bigvgan:PATH",
             "watermark": "a Python function that marks the sound, module:function of (samples, rate)",
         }
     )
