@@ -151,7 +151,15 @@ def test_doctor_finds_a_changed_asset(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"changed")
     assert _asset("weights", file, "0" * 64).ok is False
-    assert _asset("weights", None, "0" * 64).ok is False
+    assert _asset("weights", tmp_path / "gone", "0" * 64).ok is False
+
+
+def test_every_shipped_file_has_a_checksum_that_holds() -> None:
+    from xdistill.cli.doctor import assets
+
+    found = {f.what: f.ok for f in assets()}
+    assert [name for name, ok in found.items() if ok is not True] == []
+    assert {"speech/asterisk_en", "text/mini_teacher.safetensors", "toy/mixture.safetensors"} <= set(found)
 
 
 def test_doctor_of_a_teacher(xdistill: Callable[..., Outcome]) -> None:

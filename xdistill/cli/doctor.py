@@ -98,26 +98,42 @@ def _version(package: str) -> str:
 
 
 def assets() -> Iterator[Finding]:
-    """Shipped files against the checksums their README lists (`<sha256>  <name>`)."""
+    """Shipped files against their checksums (`<sha256>  <name>`): a row for each in README.md, one for a SHA256SUMS."""
     for name in registry.names("domains"):
         folder = files("xdistill.domains") / name / "assets"
         if not folder.is_dir():
             continue
         with as_file(folder) as path:
-            readme = path / "README.md"
-            text = readme.read_text() if readme.exists() else ""
-            listed = {m[2]: m[1] for m in re.finditer(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)}
-            shipped = {str(p.relative_to(path)): p for p in path.rglob("*") if p.is_file() and p != readme}
-            for file in sorted({*listed, *shipped}):
-                yield _asset(f"{name}/{file}", shipped.get(file), listed.get(file))
+            shipped = {str(p.relative_to(path)): p for p in path.rglob("*") if p.is_file() and p.suffix != ".md"}
+            for sums in sorted(path.rglob("SHA256SUMS")):
+                known = listed(sums)
+                wrong = [f for f, digest in known.items() if not _matches(sums.with_name(f), digest)]
+                fine = f"{len(known)} checksums match"
+                said = f"{wrong[0]} is missing or differs: reinstall xdistill" if wrong else fine
+                yield Finding(f"{name}/{sums.parent.relative_to(path)}", not wrong, said)
+                for file in [sums.name, *known]:
+                    shipped.pop(str(sums.with_name(file).relative_to(path)), None)
+            single = listed(path / "README.md")
+            for file in sorted({*single, *shipped}):
+                yield _asset(f"{name}/{file}", path / file, single.get(file))
 
 
-def _asset(name: str, file: Path | None, digest: str | None) -> Finding:
-    if file is None:
+def listed(file: Path) -> dict[str, str]:
+    """Name -> SHA-256 of the files that a text lists, as `sha256sum` prints them."""
+    text = file.read_text() if file.exists() else ""
+    return {m[2]: m[1] for m in re.finditer(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)}
+
+
+def _matches(file: Path, digest: str) -> bool:
+    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == digest
+
+
+def _asset(name: str, file: Path, digest: str | None) -> Finding:
+    if not file.is_file():
         return Finding(name, False, "missing: reinstall xdistill")
     if digest is None:
         return Finding(name, None, "shipped without a checksum")
-    same = hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    same = _matches(file, digest)
     return Finding(name, same, "checksum matches" if same else "differs from its checksum: reinstall xdistill")
 
 
