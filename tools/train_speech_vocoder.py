@@ -1,11 +1,11 @@
 """Train `mini`, a small Vocos, on the embedded speech; resumable, the held-out split is never trained on.
 
-    python tools/train_speech_vocoder.py --out runs/speech_vocoder                         # spectral losses
-    python tools/train_speech_vocoder.py --out runs/speech_vocoder --steps 20000 --adversarial-from 14000
+    python tools/train_speech_vocoder.py    # spectral losses
+    python tools/train_speech_vocoder.py --dim 128 --batch 8 --steps 12500 --adversarial-from 8000    # the shipped one
 
 Run it again to continue; --minutes ends a sitting early. Every --every updates the averaged weights are compared with
 held-out audio, once Griffin-Lim is too. When all updates are done it writes the layout that `vocos:PATH` reads to
---asset, by default in the run; move it to domains/speech/assets/vocoder_mini if it is better than Griffin-Lim.
+--asset, by default in the run; the shipped one was moved to domains/speech/assets/vocoder_mini.
 """
 
 from __future__ import annotations

@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.parametrizations import weight_norm
 
+from xdistill.domains.speech import SpeechDomain, corpus
 from xdistill.domains.speech import vocoder as vocoders
 from xdistill.domains.speech.bigvgan import BigVGAN, BigVGANConfig, fold, load_bigvgan
 from xdistill.domains.speech.griffin_lim import GriffinLim, magnitudes
 from xdistill.domains.speech.mel import KINDS, MelSpec, bank_tensor, mel
+from xdistill.domains.speech.network import F5Config
+from xdistill.domains.speech.resampling import resample
 from xdistill.domains.speech.stft import istft, stft
 from xdistill.domains.speech.vocoder import load_vocoder, vocode
 from xdistill.domains.speech.vocos import Vocos, VocosConfig, load_vocos, official_config, save_vocos
@@ -190,3 +193,18 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
     torch.save({"backbone.x": Path("code")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(XDistillError, match="no file of plain weights"):
         load_vocos(tmp_path)
+
+
+def test_the_shipped_vocoder_is_for_the_shipped_voice() -> None:
+    """Its mels are not the nearest (Griffin-Lim fits magnitudes alone), but near; other voices keep Griffin-Lim."""
+    shipped, own, other = SpeechDomain({}), SpeechDomain({}), SpeechDomain({})
+    own.data_path, other.teacher_weights = "recordings", "F5TTS_v1_Base/model.safetensors"
+    other.network_config = F5Config.preset("F5TTS_v1_Base")
+    assert [d.vocoder for d in (shipped, own, other)] == ["mini", "griffin_lim", "griffin_lim"]
+    assert SpeechDomain({"vocoder": "griffin_lim"}).vocoder == "griffin_lim"
+    clip = next(c for c in corpus.clips("heldout") if 2 < c.seconds < 4)
+    spec = MelSpec("vocos")
+    wanted = mel(torch.from_numpy(resample(clip.audio(), corpus.RATE, spec.sample_rate)), spec)
+    wave = load_vocoder("mini", spec)(wanted)
+    assert len(wave) == spec.samples(wanted.shape[1])
+    assert (mel(wave, spec) - wanted).square().mean().sqrt() < 0.55
