@@ -14,7 +14,15 @@ from pathlib import Path
 WORKER = Path(__file__).with_name("engine_worker.py")
 
 
-def launch(cases: Sequence[str], out: Path, *, devices: int, torchrun: bool = True, timeout: float = 400) -> Path:
+def launch(
+    cases: Sequence[str],
+    out: Path,
+    *,
+    devices: int,
+    torchrun: bool = True,
+    timeout: float = 400,
+    worker: Path = WORKER,
+) -> Path:
     """Run `cases` one after the other on `devices` processes; each leaves `<case>.pt` in `out`.
 
     torchrun=False leaves it to Lightning to start the other processes. Raises AssertionError with the end of the
@@ -24,7 +32,7 @@ def launch(cases: Sequence[str], out: Path, *, devices: int, torchrun: bool = Tr
     command = [sys.executable]
     if torchrun and devices > 1:
         command += ["-m", "torch.distributed.run", f"--nproc-per-node={devices}", f"--master-port={free_port()}"]
-    command += [str(WORKER), str(out), *cases]
+    command += [str(worker), str(out), *cases]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     environment |= {"OMP_NUM_THREADS": "1", "ENGINE_DEVICES": str(devices), "MASTER_PORT": str(free_port())}
     run(command, environment, timeout)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -18,11 +21,29 @@ from xdistill.engine.zero import DeepSpeedEngine, load_deepspeed, zero_config
 from xdistill.errors import UsageError, XDistillError
 
 
+def leave() -> None:
+    """End communication while Python still runs: a gloo thread that lets go of a tensor later aborts the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # the threads are joined with the last reference to their group, and engines are cycles
+        time.sleep(0.5)  # DeepSpeed's engines live for ever: let the threads of their groups have Python's lock
+
+
 class RolesDDP(DDPStrategy):
     """One DistributedDataParallel per trainable role; gloo on CPU, nccl on CUDA.
 
     Frozen roles and the average stay plain modules. Launch with Lightning's own launcher or with torchrun.
     """
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        atexit.unregister(leave)
+        atexit.register(leave)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """A process that failed leaves at once: the others may never join what it has begun."""
+        atexit.unregister(leave)
+        super().on_exception(exception)
 
     def setup(self, trainer: L.Trainer) -> None:
         super().setup(trainer)
