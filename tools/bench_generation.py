@@ -55,7 +55,7 @@ def main() -> None:
         batch=batch,
         shard=int(pairs.get("shard", max(batch, num // 8))),
         format=pairs.get("format", "packed"),
-        options=options(loaded, steps, None),
+        options=options(loaded, steps),
         request={"length": pairs.get("length", "60-128")},
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -34,6 +34,9 @@ def build_networks(cfg: DictConfig | Mapping[str, Any], domain: Domain, objectiv
     else:
         student = domain.student(teacher) if init == "teacher" and teacher else load_network(Path(init), domain)
     networks = {"student": domain.flow_map(student) if objective.needs.flow_map else student}
+    g = plain(cfg["guidance"])
+    if g.get("range"):
+        networks["student"] = domain.told(networks["student"], g["scale"])
     if "teacher" not in roles or teacher is None:
         return networks
     networks |= {role: clone(networks["student"]) for role in objective.promoted}
@@ -55,7 +58,9 @@ def guided_teacher(cfg: DictConfig | Mapping[str, Any], domain: Domain, teacher:
     if g["name"] == "none":
         return teacher
     weak = domain.weak_teacher(g["weak"]) if g["name"] == "autoguidance" else None
-    guided = guide(teacher, g["name"], scale=g["scale"], weak=weak, interval=tuple(g["interval"]))
+    guided = guide(
+        teacher, g["name"], scale=g["scale"], told=bool(g.get("range")), weak=weak, interval=tuple(g["interval"])
+    )
     assert isinstance(guided, nn.Module)
     return guided
 

@@ -85,9 +85,11 @@ def check_steps(key: str, steps: Any, most: int | None) -> None:
 def _guidance(cfg: Any, objective: Objective) -> None:
     g = cfg["guidance"]
     _critic_guidance(cfg, g, objective)
+    if g.get("range") is not None:
+        _range(cfg, g, objective)
     if g["name"] == "none":
         return
-    if "teacher" not in {spec.name for spec in objective.roles}:
+    if g.get("range") is None and "teacher" not in {spec.name for spec in objective.roles}:
         raise UsageError(
             f"guidance={g['name']} guides a teacher, and objective '{cfg['objective']['name']}' has none: guidance=none"
         )
@@ -96,6 +98,25 @@ def _guidance(cfg: Any, objective: Objective) -> None:
     interval = list(g["interval"])
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise UsageError(f"guidance.interval={interval}: expected [low, high] with 0 <= low < high <= 1")
+
+
+def _range(cfg: Any, g: Any, objective: Objective) -> None:
+    """Scales that a student is told."""
+    span = list(g["range"])
+    if not isinstance(objective, FlowMap):
+        raise UsageError(
+            f"guidance.range={span} is of students of average velocities, such as objective=cmt, not of objective "
+            f"'{cfg['objective']['name']}': leave it out"
+        )
+    if g["name"] not in ("cfg", "autoguidance"):
+        raise UsageError(f"guidance.range={span} needs a guidance of the teacher: guidance=cfg or autoguidance")
+    if len(span) != 2 or not 0 < span[0] < span[1] < float("inf"):
+        raise UsageError(f"guidance.range={span}: expected [low, high] with 0 < low < high")
+    if not span[0] <= g["scale"] <= span[1]:
+        raise UsageError(
+            f"guidance.scale={g['scale']:g} is what the student takes where it is told none: expected it in "
+            f"guidance.range={span}"
+        )
 
 
 def _critic_guidance(cfg: Any, g: Any, objective: Objective) -> None:

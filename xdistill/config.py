@@ -61,14 +61,16 @@ class StrategyConfig:
 
 @dataclass
 class GuidanceConfig:
-    """Guidance of teacher and critic. name: none, cfg, autoguidance, lsg, short, zero_cfg or anti_cfg. scale: w of
-    that name, 1 is off. interval: core times (0 clean, 1 noise) where the teacher's acts. weak: weights of the weak
-    network of autoguidance. critic: scale of the critic in the student's loss (null: as the name says).
-    critic_train: scale of the critic in its own loss (null: as the name says).
+    """Guidance of teacher and critic. name: none, cfg, autoguidance, lsg, short, zero_cfg or anti_cfg. scale: w of that
+    name, 1 is off. range: [low, high] of the scales w that a student of average velocities learns, told as an input
+    (null: `scale` alone); `scale` is then what it takes where it is told none. interval: core times (0 clean, 1 noise)
+    where the teacher's acts. weak: weights of the weak network of autoguidance. critic: scale of the critic in the
+    student's loss (null: as the name says). critic_train: scale of the critic in its own loss (null: as the name says).
     """
 
     name: str = "none"
     scale: float = 1.0
+    range: list[float] | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     weak: str | None = MISSING
     critic: float | None = None
@@ -111,13 +113,15 @@ class EMASection:
 class SamplerConfig:
     """steps: network calls of the student when it generates (0: as trained). times: of these calls of a flow map, from
     1 to 0 (null: equal steps, or as `xdistill search-steps` found). noise_scale: multiplies the noise term of
-    continuous samplers. temperature: divides the log-probabilities of tokens (0: the most likely). top_p: keeps the
-    smallest set of tokens that has this much probability. method: the order in which tokens are revealed.
+    continuous samplers. guidance: scale told to a student of a range of them (null: its usual one). temperature:
+    divides the log-probabilities of tokens (0: the most likely). top_p: keeps the smallest set of tokens that has this
+    much probability. method: the order in which tokens are revealed.
     """
 
     steps: int = 0
     times: list[float] | None = None
     noise_scale: float = 1.0
+    guidance: float | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     method: str = "ancestral"
@@ -163,6 +167,7 @@ class GenerateConfig:
     sample i depends on (seed, i) alone. batch: most samples of a network call. steps: network calls a sample (none: as
     trained).
     noise_scale: multiplies the noise between the calls (none: as configured in the run); less is quality for diversity.
+    guidance: scale told to a student that learned a range of them (none: its usual one).
     temperature, top_p, method: how tokens are drawn (none: as configured in the run; see sampler of fit).
     method.OPTION: of the method, as in method=dual_cache method.block=16, or method=rgas method.ratio=0.5, which asks
     the discriminator that a run of objective=didi keeps. stream: true shows one text while it is written, and keeps
@@ -188,6 +193,7 @@ class GenerateConfig:
     batch: int = 32
     steps: int | None = None
     noise_scale: float | None = None
+    guidance: float | None = None
     temperature: float | None = None
     top_p: float | None = None
     method: str | None = None
@@ -230,9 +236,10 @@ class EvaluateConfig:
     compared. num: samples of each checkpoint and sampler. json: where to save the table (none:
     evaluation.json in the first source), with the plot of the curves beside it. html: where to write a report with
     plots and structures (none: nowhere).
-    seed, batch, steps, noise_scale, temperature, top_p, method, method.OPTION: as in generate. domain.KEY: any key of
-    the domain's section of a configuration, as `xdistill fit domain=NAME --help` lists them; it also holds for
-    checkpoints, whatever their runs had.
+    guidance: as in generate, and of the teacher that a student is paired with. seed, batch, steps, noise_scale,
+    temperature, top_p, method, method.OPTION: as in generate. domain.KEY: any key of the domain's section of a
+    configuration, as `xdistill fit domain=NAME --help` lists them; it also holds for checkpoints, whatever their runs
+    had.
     """
 
     domain: str
@@ -249,6 +256,7 @@ class EvaluateConfig:
     batch: int = 16
     steps: int | None = None
     noise_scale: float | None = None
+    guidance: float | None = None
     temperature: float | None = None
     top_p: float | None = None
     method: str | None = None

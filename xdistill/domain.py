@@ -124,6 +124,13 @@ class Domain(ABC):
         """
         raise UsageError(f"domain '{self.name}' has no networks with a second time input: choose another objective")
 
+    def told(self, network: nn.Module, scale: float) -> nn.Module:
+        """`network` with a guidance scale as an input, without effect at first, as it is where it has one.
+
+        scale: what it takes where its condition tells none (`models.told`).
+        """
+        raise UsageError(f"domain '{self.name}' tells no network a guidance scale: leave guidance.range out")
+
     def critic(self, teacher: nn.Module) -> nn.Module:
         """The fake score: a trainable copy of the teacher."""
         return clone(teacher)

@@ -7,23 +7,28 @@ velocity, the clean estimate or the score is the same thing (objectives spec 0.2
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from xdistill import rng
 from xdistill.errors import UsageError
-from xdistill.models import Cond, FlowModel
+from xdistill.models import Batch, Cond, FlowModel, tell, told
 from xdistill.process import Kind
 from xdistill.registry import nearest
 from xdistill.state import Field, lerp
+
+if TYPE_CHECKING:
+    from xdistill.domain import DataSource
 
 
 class Guided(nn.Module):
     """`w cond + (1 - w) [r weak + (1 - r) null]` (protein spec 1.7).
 
-    scale: w; 1 is no guidance, 0 the unconditional model. autoguidance_ratio: r; 1 with a weak model is autoguidance,
+    scale: w; 1 is no guidance, 0 the unconditional model. A condition that tells its scales w [B] has them instead, and
+    the model never sees them. autoguidance_ratio: r; 1 with a weak model is autoguidance,
     0 is CFG. interval: (low, high) in core time (0 clean, 1 prior); samples outside it get the plain conditional.
     Terms whose weight is zero everywhere are not computed.
     """
@@ -45,8 +50,11 @@ class Guided(nn.Module):
         self.kind: Kind = model.kind
 
     def forward(self, x_t: Field, t: Tensor, cond: Cond) -> Field:
+        scale: Tensor | float = self.scale
+        if (asked := told(cond)) is not None:
+            scale, cond = asked.to(t), tell(cond, None)
         low, high = self.interval
-        w = torch.where((t >= low) & (t <= high), self.scale, 1.0).to(t)
+        w = torch.where((t >= low) & (t <= high), scale, 1.0).to(t)
         if bool((w == 1).all()):
             return self.model(x_t, t, cond)
         terms = [] if bool((w == 0).all()) else [(w, self.model(x_t, t, cond))]
@@ -55,6 +63,23 @@ class Guided(nn.Module):
         if self.ratio != 1:
             terms.append(((1 - w) * (1 - self.ratio), self.model(x_t, t, cond.drop())))
         return lerp(terms)
+
+
+@dataclass(frozen=True)
+class ToldSource:
+    """Batches of `source` whose conditions tell a guidance scale w, with density 1 / w over [low, high] (iMF, speech
+    spec 2.2): a function of (seed, index, rank).
+    """
+
+    source: DataSource
+    low: float
+    high: float
+    seed: int
+
+    def batch(self, index: int, rank: int, world: int) -> Batch[Any]:
+        made = self.source.batch(index, rank, world)
+        u = rng.rand(made.like.batch, rng.generator("guidance", self.seed, index, rank))
+        return replace(made, cond=tell(made.cond, (self.low * (self.high / self.low) ** u).float()))
 
 
 @dataclass(frozen=True)
@@ -92,10 +117,15 @@ def scales(name: str, scale: float, critic: float | None = None, critic_train: f
     )
 
 
-def guide(model: nn.Module, name: str, *, scale: float, weak: nn.Module | None = None, **options: object) -> FlowModel:
-    """The teacher `model` under a named guidance; `model` itself where that leaves the teacher alone."""
+def guide(
+    model: nn.Module, name: str, *, scale: float, told: bool = False, weak: nn.Module | None = None, **options: object
+) -> FlowModel:
+    """The teacher `model` under a named guidance; `model` itself where that leaves the teacher alone.
+
+    told: conditions will tell other scales.
+    """
     teacher = scales(name, scale).teacher
-    if teacher == 1:
+    if teacher == 1 and not told:
         return model  # type: ignore[return-value]
     ratio = 1.0 if name == "autoguidance" else 0.0
     return Guided(model, teacher, weak=weak if ratio else None, autoguidance_ratio=ratio, **options)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from xdistill.errors import UsageError
 from xdistill.process import GaussianProcess, Kind
 from xdistill.state import Field, Tokens
 
@@ -15,7 +16,11 @@ X = TypeVar("X")
 
 
 class Cond(Protocol):
-    """Conditioning, opaque to the core: labels, text, a reference spectrogram, voxel coordinates."""
+    """Conditioning, opaque to the core: labels, text, a reference spectrogram, voxel coordinates.
+
+    Where a student can be told how strongly its teacher is guided, a condition also has `guidance` (the scale w [B], or
+    None) and `with_guidance(w)`; `told` and `tell` ask.
+    """
 
     def drop(self) -> Cond:
         """The unconditional version."""
@@ -33,6 +38,21 @@ class NoCond:
 
     def to(self, device: torch.device | str) -> NoCond:
         return self
+
+
+def told(cond: Cond) -> Tensor | None:
+    """The guidance scale w [B] that a condition tells a student; None where it tells none."""
+    return getattr(cond, "guidance", None)
+
+
+def tell(cond: Cond, scale: Tensor | None) -> Cond:
+    """The condition with the scale w [B] that a student shall imitate, or without one.
+
+    Raises UsageError for conditions that tell none.
+    """
+    if not hasattr(cond, "with_guidance"):
+        raise UsageError("conditions of this domain tell a network no guidance scale: leave guidance.range out")
+    return cond.with_guidance(scale)
 
 
 class FlowModel(Protocol):

@@ -25,9 +25,10 @@ from xdistill.errors import UsageError
 from xdistill.evaluation import draw, student_sampler
 from xdistill.folder import RunFolder
 from xdistill.guard import Guard
+from xdistill.guidance import ToldSource
 from xdistill.module import DistillModule
 from xdistill.objectives import Objective, Setting
-from xdistill.sections import build_domain, build_objective, plain
+from xdistill.sections import build_domain, build_objective, plain, stated
 from xdistill.stream import Stream
 from xdistill.student import sampler_options
 
@@ -71,6 +72,9 @@ def _fit_locked(
         _check_same_run(newest, resolved)
     module = build_module(cfg, domain, objective)
     source = (domain.data if objective.needs.data else domain.null_data)(cfg.data.batch, cfg.seed)
+    if cfg.guidance.range:
+        low, high = cfg.guidance.range
+        source = ToldSource(source, low, high, cfg.seed)
     if main:
         OmegaConf.save(cfg, folder.path / "config.yaml", resolve=True)
         _summary(cfg, module, folder.path, newest)
@@ -156,7 +160,7 @@ def _check_same_run(newest: checkpoint.Checkpoint, cfg: Mapping[str, Any]) -> No
     """A run may be continued for longer or logged otherwise; what defines it must not change."""
     for section in SAME:
         before, now = newest.config[section], cfg[section]
-        if before != now:
+        if stated(before) != stated(now):
             raise UsageError(
                 f"{newest.path} was made with {section}={before}, this run has {now}: "
                 f"resume with the same settings, or start anew with another out="

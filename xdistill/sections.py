@@ -21,6 +21,13 @@ def plain(section: Any) -> dict[str, Any]:
     return {str(k): v for k, v in value.items()}
 
 
+def stated(section: Any) -> Any:
+    """The section without its null keys: a key added since, whose default is null, changes nothing."""
+    if not isinstance(section, Mapping):
+        return section
+    return {key: stated(value) for key, value in section.items() if value is not None}
+
+
 def build_domain(cfg: DictConfig | Mapping[str, Any]) -> Domain:
     """The configured domain; raises UsageError for an unknown one or an unknown key of it."""
     section = plain(cfg["domain"])

@@ -25,6 +25,7 @@ from xdistill import rng
 from xdistill.domain import DataSource
 from xdistill.errors import XDistillError
 from xdistill.models import Batch
+from xdistill.sections import stated
 from xdistill.sources import Trajectories
 from xdistill.state import Field
 
@@ -53,7 +54,7 @@ class TrajectoryStore:
         _wait(self.manifest.exists)
         found = _read(self.manifest)
         for key in sorted({*wanted, *found}):
-            if wanted.get(key) != found.get(key):
+            if stated(wanted.get(key)) != stated(found.get(key)):
                 raise XDistillError(
                     f"{folder} holds trajectories with {key}={found.get(key)}, this run has {wanted.get(key)}: "
                     f"choose another objective.store, or delete that folder"

@@ -124,6 +124,10 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
         assert isinstance(network, SpeechFlow)
         return teacher.with_second_time(network)
 
+    def told(self, network: nn.Module, scale: float) -> nn.Module:
+        assert isinstance(network, SpeechFlow)
+        return teacher.with_guidance(network, scale)
+
     def describe(self, module: nn.Module) -> dict[str, Any]:
         if not isinstance(module, SpeechFlow):
             return {}

@@ -12,7 +12,7 @@ from xdistill.domains.speech.network import F5Net
 from xdistill.errors import XDistillError
 from xdistill.models import Cond
 from xdistill.process import Kind
-from xdistill.state import Field, Padded, lerp
+from xdistill.state import Field, Padded
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SpeechCond:
 
     ids: [B, T] characters, -1 is padding; of aligned networks [B, N] phones from 1, 0 is filler. frames: [B, N, 3]
     position-in-phone features of aligned networks. mel: [B, N, D] prompt, zero where unknown (None: no prompt).
-    dropped: [B] bool, samples without text. omega: [B] guidance strength told to a student (None: 1).
+    dropped: [B] bool, samples without text. guidance: [B] scale told to a student (None: its usual one).
     mask: [B, N] bool, frames that the network sees where these are not the state's own (None: they are).
     text, null: [B, N, text_dim] embedded ids, and without ids; of `SpeechFlow.prepare`.
     """
@@ -30,7 +30,7 @@ class SpeechCond:
     frames: Tensor | None = None
     mel: Tensor | None = None
     dropped: Tensor | None = None
-    omega: Tensor | None = None
+    guidance: Tensor | None = None
     mask: Tensor | None = None
     text: Tensor | None = None
     null: Tensor | None = None
@@ -41,9 +41,9 @@ class SpeechCond:
         mel = None if self.mel is None else torch.zeros_like(self.mel)
         return replace(self, mel=mel, dropped=dropped, text=self.null)
 
-    def with_guidance(self, omega: Tensor) -> SpeechCond:
-        """For a student that imitates guidance of strength omega [B]."""
-        return replace(self, omega=omega)
+    def with_guidance(self, scale: Tensor | None) -> SpeechCond:
+        """For a student that imitates guidance of this scale [B]."""
+        return replace(self, guidance=scale)
 
     def to(self, device: torch.device | str) -> SpeechCond:
         """On another device."""
@@ -104,6 +104,11 @@ class SpeechFlow(nn.Module):
         return self.net.config.second_time != "none"
 
     @property
+    def told(self) -> float:
+        """The guidance scale that a student takes where its condition tells none; 0 is no input for it."""
+        return self.net.config.guidance_input
+
+    @property
     def time_scale(self) -> float:
         """Of the time embedding: derivatives in t grow with it."""
         return self.net.config.time_scale
@@ -125,8 +130,8 @@ class SpeechFlow(nn.Module):
             mel = torch.zeros_like(z) if c.mel is None else c.mel[:, :n]
             text = self._embed(c, n, seen) if c.text is None else c.text[:, :n]
             end = None if interval is None else interval[rows]
-            omega = None if c.omega is None else c.omega.to(dtype)
-            return self.net(z, s[rows], mel, text, seen, interval=end, omega=omega).to(z)
+            scale = None if c.guidance is None else c.guidance.to(dtype)
+            return self.net(z, s[rows], mel, text, seen, interval=end, guidance=scale).to(z)
 
         return Field(-self._by_length(mask, cond.mask, run), x_t.layout)
 
@@ -167,27 +172,3 @@ class SpeechFlow(nn.Module):
             out = out.index_copy(0, rows, padded)
         assert out is not None, "an empty batch"
         return out
-
-
-class PackedGuidance(nn.Module):
-    """Classifier-free guidance in one call of 2B samples: `null + scale (cond - null)`; F5's strength w is scale - 1.
-
-    interval: (low, high) in core time where it acts; outside, and with scale 1, the call is the plain conditional.
-    """
-
-    def __init__(self, model: SpeechFlow, scale: float, *, interval: tuple[float, float] = (0.0, 1.0)) -> None:
-        super().__init__()
-        self.model, self.scale, self.interval = model, scale, interval
-        self.kind, self.flow_map, self.time_scale = model.kind, model.flow_map, model.time_scale
-
-    def forward(self, x_t: Field, t: Tensor, cond: SpeechCond, *, r: Tensor | None = None) -> Field:
-        """As the model's own, guided."""
-        w = torch.where((t >= self.interval[0]) & (t <= self.interval[1]), self.scale, 1.0).to(t)
-        if bool((w == 1).all()):
-            return self.model(x_t, t, cond, r=r)
-        assert isinstance(x_t.layout, Padded)
-        both = Field(torch.cat([x_t.value] * 2), Padded(torch.cat([x_t.layout.mask] * 2)))
-        end = None if r is None else torch.cat([r, r])
-        out = self.model(both, torch.cat([t, t]), SpeechCond.cat([cond, cond.drop()]), r=end).value
-        given, null = (Field(half, x_t.layout) for half in out.chunk(2))
-        return lerp([(w, given), (1 - w, null)])

@@ -18,12 +18,13 @@ from torch import Tensor
 from xdistill import sources
 from xdistill.domains.speech import parity_objectives
 from xdistill.domains.speech.checkpoint import load_official
-from xdistill.domains.speech.flow import PackedGuidance, SpeechCond, SpeechFlow
+from xdistill.domains.speech.flow import SpeechCond, SpeechFlow
 from xdistill.domains.speech.grids import f5_plan, f5_times
 from xdistill.domains.speech.mel import MelSpec, filterbank, mel
 from xdistill.domains.speech.network.blocks import Padding
 from xdistill.domains.speech.network.tables import time_frequencies
 from xdistill.domains.speech.recording import Recording, count
+from xdistill.guidance import Guided
 from xdistill.models import velocity
 from xdistill.process.schedules import Linear
 from xdistill.rng import Recorded
@@ -143,7 +144,7 @@ class F5Replay:
         cond = SpeechCond(ids, mel=mel_, mask=layout.mask if len(ids) > 1 else None)
         cond = self.flow.prepare(cond, unpadded(mel_))
         states: list[Tensor] = []
-        model = PackedGuidance(self.flow, 1 + case["cfg"])
+        model = Guided(self.flow, 1 + case["cfg"])
         plan = f5_plan(case["steps"], sway=case["sway"], pruned=case["epss"])
         last = ode(
             model, PROCESS, plan, whole(self.r[key + "noise"]), cond, on_step=lambda i, x, v: states.append(x.value)

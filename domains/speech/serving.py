@@ -18,7 +18,7 @@ from xdistill.domain import Domain, FilterFactory, Recorder, TeacherSampler
 from xdistill.domains.speech import codec, planning, requests, spoken
 from xdistill.domains.speech.data import Utterance
 from xdistill.domains.speech.filters import FILTERS
-from xdistill.domains.speech.flow import PackedGuidance, SpeechCond, SpeechFlow
+from xdistill.domains.speech.flow import SpeechCond, SpeechFlow
 from xdistill.domains.speech.grids import f5_plan
 from xdistill.domains.speech.network import F5Config
 from xdistill.domains.speech.planning import Reader
@@ -99,7 +99,7 @@ class SpeechServing(Domain):
         flows = [m for m in model.modules() if isinstance(m, SpeechFlow)]
         if len(flows) != 1 or not isinstance(batch.cond, SpeechCond) or not isinstance(batch.like.layout, Padded):
             return batch
-        guided = any(isinstance(m, Guided | PackedGuidance) for m in model.modules())
+        guided = any(isinstance(m, Guided) for m in model.modules())
         return replace(batch, cond=flows[0].prepare(batch.cond, batch.like.layout, null=guided))
 
     def decode(self, sample: Field) -> list[Spoken]:

@@ -64,9 +64,16 @@ def from_description(description: Mapping[str, Any]) -> SpeechFlow:
 
 def with_second_time(flow: SpeechFlow, kind: str = "added") -> SpeechFlow:
     """A trainable copy of `flow` that also takes the end of a jump, to no effect at first; `flow` itself if it does."""
-    if flow.flow_map:
-        return flow
-    grown = fresh(replace(flow.net.config, second_time=kind))
+    return flow if flow.flow_map else _with(flow, second_time=kind)
+
+
+def with_guidance(flow: SpeechFlow, scale: float) -> SpeechFlow:
+    """A trainable copy of `flow` that is also told a guidance scale, to no effect at first; `flow` itself if it is."""
+    return flow if flow.told else _with(flow, guidance_input=scale)
+
+
+def _with(flow: SpeechFlow, **inputs: Any) -> SpeechFlow:
+    grown = fresh(replace(flow.net.config, **inputs))
     grown.net.load_state_dict({**grown.net.state_dict(), **flow.net.state_dict()})
     weight = next(flow.parameters())
     return grown.to(weight.device, weight.dtype).train(flow.training)

@@ -161,6 +161,7 @@ def other_request(place: Place) -> list[str]:
 
 
 TOY, NEW = "fit domain=toy " + " ".join(QUICK) + " ", " out={folder}/new"
+TOLD = TOY + "guidance=cfg guidance.range=[1,4] "
 CASES = [
     Case("no verb", words("fti domain=toy"), 2, ("unknown verb 'fti'", "'fit'")),
     Case("fit without domain", words("fit"), 2, ("domain=NAME", "protein, speech, text, toy")),
@@ -203,6 +204,12 @@ CASES = [
         ("'sid'", "GaussianProcess", "MaskProcess"),
     ),
     Case("nothing to guide", words(TOY + "objective=flow_matching guidance=cfg" + NEW), 2, ("guidance=none",)),
+    Case("told, one-step", words(TOLD + "objective=sid" + NEW), 2, ("average velocities", "'sid'")),
+    Case("told, no network", words(TOLD + "objective=splitmeanflow" + NEW), 2, ("'toy'", "leave guidance.range out")),
+    Case("told, usual one outside", words(TOLD + "objective=cmt guidance.scale=5" + NEW), 2, ("scale=5", "[1.0, 4.0]")),
+    Case("told, unguided", words(TOY + "objective=cmt guidance.range=[1,4]" + NEW), 2, ("guidance=cfg",)),
+    Case("told, wrong order", words(TOY + "objective=cmt guidance=cfg guidance.range=[4,1]" + NEW), 2, ("low < high",)),
+    Case("told, untold student", words("generate domain=speech guidance=2"), 2, ("knows one scale", "guidance.range=")),
     Case("two processes, single", words(TOY + "strategy.devices=2" + NEW), 2, ("strategy=ddp",)),
     Case(
         "no GPU",

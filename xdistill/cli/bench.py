@@ -74,7 +74,7 @@ def _contenders(
 
     from xdistill.assemble import guided_teacher
     from xdistill.bench import Contender, calls_of
-    from xdistill.cli.student import device, options
+    from xdistill.cli.student import asked, device, options
     from xdistill.compiled import Compiled
     from xdistill.evaluation import Draw, student_sampler, teacher_sampler
 
@@ -96,7 +96,7 @@ def _contenders(
     found += [Contender("teacher without guidance", "unguided", prepared(bare), whole)] if guided is not bare else []
     few = {}
     for steps in calls_of(cfg.steps, objective):
-        given = options(loaded, steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, request, own)
+        given = options(loaded, steps, asked(cfg), request, own)
         calls = steps or getattr(objective, "steps", 0) or getattr(objective, "sample_steps", 0)
         name, less = f"student, {steps} calls" if steps else "student", f"teacher, {calls} calls"
         found.append(Contender(name, "student", model, partial(student, given), less, given.get(swept, 1.0)))

@@ -158,28 +158,33 @@ def _first_folder(runs: Sequence[str], folders: Sequence[Path]) -> Path:
 
 
 def _checkpoint(cfg: EvaluateConfig, name: str, changes: Mapping[str, Any], own: Mapping[str, Any]) -> Source:
-    from xdistill.cli.student import beside, checkpoint_path, options
+    from xdistill.cli.student import asked, beside, checkpoint_path, options
     from xdistill.evaluation import Draw, student_sampler
     from xdistill.measured import Source
     from xdistill.student import load_student
 
     path = checkpoint_path(cfg.domain, name)
     loaded = beside(load_student(path, cfg.domain, options=changes), cfg.method)
-    usual = options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, own=own)
+    usual = options(loaded, cfg.steps, asked(cfg), own=own)
 
     def sampler(**changed: Any) -> Draw:
         return student_sampler(loaded.objective, **{**usual, **changed})
 
     said = "shipped student" if name == SHIPPED else name
     found = Source(said, loaded.domain, model=loaded.model, sampler=sampler, usual=usual)
-    return replace(found, precision=loaded.config["precision"], **_taught(loaded.config, loaded.domain))
+    return replace(found, precision=loaded.config["precision"], **_taught(cfg, loaded.config, loaded.domain))
 
 
-def _taught(config: Any, domain: Domain) -> dict[str, Any]:
+def _taught(cfg: EvaluateConfig, config: Any, domain: Domain) -> dict[str, Any]:
     """The teacher that samples of a configuration are paired with, and what tells it from others."""
     from xdistill.assemble import guided_teacher
     from xdistill.sections import plain
 
+    config = {**config, "guidance": plain(config["guidance"])}
+    if cfg.guidance is not None:
+        if config["guidance"]["name"] == "none":
+            raise UsageError(f"guidance={cfg.guidance:g}: this teacher is not guided: leave it out")
+        config["guidance"]["scale"] = cfg.guidance
     taught = repr((domain.teacher_weights, plain(config["domain"]), plain(config["guidance"])))
     return {"teacher": partial(guided_teacher, config, domain), "taught": taught}
 
@@ -190,7 +195,7 @@ def _teachers(cfg: EvaluateConfig, domain: Domain, config: Any) -> list[Source]:
     from xdistill.measured import Source
 
     chosen = choose_samplers(domain, cfg.teacher)
-    taught = _taught(config, domain)
+    taught = _taught(cfg, config, domain)
     model = taught["teacher"]() if chosen else None
     usual = {domain.curve_axes.setting: 1.0} if domain.curve_axes else {}
     return [

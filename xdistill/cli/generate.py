@@ -164,7 +164,7 @@ def _job(
     own: Mapping[str, Any],
 ) -> tuple[GenerateConfig, Job]:
     """The request resolved: files that it names are read, and say how many samples there are unless num= does."""
-    from xdistill.cli.student import load, options
+    from xdistill.cli.student import asked, load, options
     from xdistill.generation import Job
     from xdistill.generation.filters import Funnel
 
@@ -181,7 +181,7 @@ def _job(
         cfg.shard,
         cfg.threads,
         cfg.format or "",
-        options(loaded, cfg.steps, cfg.noise_scale, cfg.temperature, cfg.top_p, cfg.method, request, own),
+        options(loaded, cfg.steps, asked(cfg), request, own),
         request,
         funnel.names,
         funnel.description,

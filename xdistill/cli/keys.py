@@ -17,7 +17,7 @@ KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
     bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
 }
 POSITIVE = ("num", "batch", "steps", "repeats", "threads")
-NOT_NEGATIVE = ("teacher_steps", "noise_scale", "temperature", "seed", "shard", "keep", "workers")
+NOT_NEGATIVE = ("teacher_steps", "noise_scale", "guidance", "temperature", "seed", "shard", "keep", "workers")
 
 
 def split(args: Sequence[str]) -> dict[str, str]:

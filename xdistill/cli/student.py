@@ -60,33 +60,36 @@ def checkpoint_path(domain: str, ckpt: str | None) -> Path:
     return shipped
 
 
+def asked(cfg: Any) -> dict[str, Any]:
+    """What the keys of a verb say about the student's sampler, its steps aside."""
+    given = {key: getattr(cfg, key, None) for key in ("noise_scale", "guidance", "temperature", "top_p", "method")}
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def options(
     loaded: Loaded,
     steps: int | None,
-    noise_scale: float | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    method: str | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
     request: Mapping[str, Any] = MappingProxyType({}),
     own: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Options of the student's sampler: what the run configured, and what the command line changes (None: nothing).
+    """Options of the student's sampler: what the run configured, and what the command line changes (see `asked`).
 
     own: options of the method itself. Raises UsageError for an option that this sampler does not take, and for more
     steps than samples have tokens.
     """
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UsageError(f"top_p={top_p:g}: expected a probability above 0, at most 1")
-    changes = {"noise_scale": noise_scale, "temperature": temperature, "top_p": top_p, "method": method}
+    if not 0 < changes.get("top_p", 1) <= 1:
+        raise UsageError(f"top_p={changes['top_p']:g}: expected a probability above 0, at most 1")
     check_steps("steps", steps, loaded.domain.most_steps(**request))
-    given = {"steps": steps or None, **changes}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {**({"steps": steps} if steps else {}), **changes}
     for key, value in given.items():
         if key not in loaded.objective.sample_keys:
             known = ", ".join(f"{name}=" for name in loaded.objective.sample_keys)
             raise UsageError(f"{key}={value}: this student's sampler takes {known}: leave it out")
-    if method is not None:
-        token_sampler(method)
+    if "method" in given:
+        token_sampler(given["method"])
+    if "guidance" in given:
+        _guidance(loaded, given["guidance"])
     usual = {**sampler_options(loaded.config, loaded.objective), **given}
     if "times" in loaded.objective.sample_keys:
         usual |= _times(loaded, usual)
@@ -95,6 +98,15 @@ def options(
         usual["method_options"] = dict(own)
         try_options(loaded, usual)
     return usual
+
+
+def _guidance(loaded: Loaded, scale: float) -> None:
+    """Raise UsageError for a scale that this student was never told."""
+    span = plain(loaded.config["guidance"]).get("range")
+    if not span:
+        raise UsageError(f"guidance={scale:g}: this student knows one scale: leave it out, or fit guidance.range=[1,4]")
+    if not span[0] <= scale <= span[1]:
+        raise UsageError(f"guidance={scale:g}: this student learned scales from {span[0]:g} to {span[1]:g}")
 
 
 def _times(loaded: Loaded, usual: Mapping[str, Any]) -> dict[str, Any]:

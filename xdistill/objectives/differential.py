@@ -13,7 +13,7 @@ from xdistill.models import Cond, average_velocity
 from xdistill.objectives.base import Needs
 from xdistill.objectives.flow_map import Average, DataFlowMap
 from xdistill.process.schedules import Linear
-from xdistill.roles import RoleView
+from xdistill.roles import RoleSpec, RoleView
 from xdistill.state import Field
 
 
@@ -42,21 +42,29 @@ def flow_derivative(
 class Differential(DataFlowMap):
     """Options of flow maps whose target holds a derivative of the student along its flow.
 
-    derivative: `func`, exact in float32, or `finite_difference` of `difference_step` in time, 0 chooses one by the
-    network's time scale. Options of every flow map: see DataFlowMap.
+    velocity: what rows with r = t regress on: `teacher` (guided as configured; its guidance is distilled in) or `data`
+    (e - x0). derivative: `func`, exact in float32, or `finite_difference` of `difference_step` in time, 0 chooses one
+    by the network's time scale. Options of every flow map: see DataFlowMap.
     """
 
     needs = Needs(data=True, process=Linear, derivative=True, flow_map=True)
 
+    velocity: str = "teacher"
     derivative: str = "func"
     difference_step: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.velocity not in ("teacher", "data"):
+            raise UsageError(f"objective.velocity={self.velocity}: choose teacher or data")
         if self.derivative not in BACKENDS:
             raise UsageError(f"unknown objective.derivative '{self.derivative}': choose {' or '.join(BACKENDS)}")
         if self.difference_step < 0:
             raise UsageError(f"objective.difference_step={self.difference_step}: expected a step in time, or 0")
+
+    @property
+    def roles(self) -> tuple[RoleSpec, ...]:
+        return super().roles if self.velocity == "teacher" else (RoleSpec("student"),)
 
     def slope(self, net: RoleView, cond: Cond, v: Field, x_t: Field, t: Tensor, r: Tensor) -> Field:
         """du/dt of the live student along (v, 1, 0), without autocast and without a graph."""

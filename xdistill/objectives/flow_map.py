@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xdistill import rng, sources
 from xdistill.errors import UsageError
-from xdistill.models import Batch, Cond, average_velocity, velocity
+from xdistill.models import Batch, Cond, average_velocity, tell, velocity
 from xdistill.objectives.base import LossOut, Needs, Objective, Phase
 from xdistill.process import GaussianProcess
 from xdistill.process.schedules import Linear
@@ -72,7 +72,7 @@ class FlowMap(Objective):
     """
 
     needs = Needs(process=Linear, flow_map=True)
-    sample_keys = ("steps", "times", "noise_scale")
+    sample_keys = ("steps", "times", "noise_scale", "guidance")
     shown_calls = (1, 2, 4)
 
     process: GaussianProcess
@@ -149,8 +149,14 @@ class FlowMap(Objective):
         steps: int | None = None,
         times: Sequence[float] | None = None,
         noise_scale: float = 1.0,
+        guidance: float | None = None,
     ) -> Field:
-        """`steps` jumps from noise; its own `times` where they are that many, else equal ones."""
+        """`steps` jumps from noise; its own `times` where they are that many, else equal ones.
+
+        guidance: the scale to tell the student; raises UsageError where its network is told none.
+        """
+        if guidance is not None:
+            cond = tell(cond, torch.full((like.batch,), guidance, device=like.value.device))
         calls = steps if steps is not None else len(times) - 1 if times else self.steps
         if times is None and self.times is not None and len(self.times) == calls + 1:
             times = self.times

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from xdistill import rng
 from xdistill.errors import UsageError
-from xdistill.models import Cond
+from xdistill.models import Cond, told
 from xdistill.objectives.base import Needs, Phase
 from xdistill.objectives.differential import Differential
 from xdistill.objectives.flow_map import Average, Draws, pick
 from xdistill.process.schedules import Linear
-from xdistill.roles import RoleSpec, RoleView
+from xdistill.roles import RoleView
 from xdistill.samplers.flow_map import jump
 from xdistill.state import Field, lerp
 from xdistill.times import ConstantLam, LamLaw, UniformLam
@@ -35,13 +35,12 @@ def split_target(u: Average, leg: Field, x_t: Field, t: Tensor, r: Tensor, lam: 
 class Interval(Differential):
     """Regress u(x_t, t, r) on two legs of the way, the second told by the student itself, without a gradient.
 
-    velocity: what rows with r = t regress on: `teacher` (guided as configured; its guidance is distilled in) or `data`
-    (e - x0). leg: the first leg goes along that `velocity`, or along the student's own average (`self`). lam: the share
-    of the first leg: `uniform`, `constant` (value) or `sigmoid`, a curriculum from 1 to 0 (start, end, temperature,
-    clamp). At 0 the target is MeanFlow's derivative (see Differential).
-    omega, kappa: guidance inside the target of velocity=data: omega v + (1 - omega - kappa) u_null + kappa u, whose
-    scale is omega / (1 - kappa); omega 1 and kappa 0 are none. guided_times: where it acts; a micro-batch without
-    condition (`drop`) is not guided. Options of every flow map: see DataFlowMap.
+    leg: the first leg goes along `velocity`, or along the student's own average (`self`). lam: the share of the first
+    leg: `uniform`, `constant` (value) or `sigmoid`, a curriculum from 1 to 0 (start, end, temperature, clamp). At 0 the
+    target is MeanFlow's derivative (see Differential). omega, kappa: guidance inside the target of velocity=data: omega
+    v + (1 - omega - kappa) u_null + kappa u, whose scale is omega / (1 - kappa); omega 1 and kappa 0 are none. A
+    condition that tells a scale (guidance.range) has it instead. guided_times: where it acts; a micro-batch without
+    condition (`drop`) is not guided. Further options: see Differential.
 
     | | velocity | leg | lam | instant |
     |---|---|---|---|---|
@@ -56,7 +55,6 @@ class Interval(Differential):
     Oracle: on Gaussian data every target is that of the exact flow map at the flow map itself.
     """
 
-    velocity: str = "teacher"
     leg: str = "self"
     lam: LamLaw = field(default_factory=UniformLam)
     omega: float = 1.0
@@ -65,10 +63,8 @@ class Interval(Differential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.velocity not in ("teacher", "data") or self.leg not in ("velocity", "self"):
-            raise UsageError(
-                f"velocity={self.velocity}, leg={self.leg}: velocity is teacher or data, leg is velocity or self"
-            )
+        if self.leg not in ("velocity", "self"):
+            raise UsageError(f"objective.leg={self.leg}: choose velocity or self")
         if self.guides_itself and (self.velocity != "data" or self.kappa >= 1):
             raise UsageError("omega and kappa guide the target of velocity=data, with kappa below 1: see guidance=cfg")
         if not self.differentiates:
@@ -84,10 +80,6 @@ class Interval(Differential):
     def guides_itself(self) -> bool:
         """Whether the target of data is guided by the student's own null branch."""
         return (self.omega, self.kappa) != (1.0, 0.0)
-
-    @property
-    def roles(self) -> tuple[RoleSpec, ...]:
-        return super().roles if self.velocity == "teacher" else (RoleSpec("student"),)
 
     def draw_lam(self, n: int, phase: Phase, generator: torch.Generator) -> Tensor:
         value = self.lam.at(phase.macro_step)
@@ -111,14 +103,16 @@ class Interval(Differential):
         """The velocity at (x_t, t) that instants regress on and legs go along."""
         if self.velocity == "teacher":
             return self.teacher(net, cond)(x_t, draws.t)
-        if not self.guides_itself or draws.dropped:
+        scale = told(cond)
+        if draws.dropped or (scale is None and not self.guides_itself):
             return v
         own, null = (self.student(net, c)(x_t, draws.t, draws.t) for c in (cond, cond.drop()))
-        return guided_pair(v, own, null, draws.t, self.omega, self.kappa, self.guided_times)
+        omega = self.omega if scale is None else scale.to(draws.t) * (1 - self.kappa)
+        return guided_pair(v, own, null, draws.t, omega, self.kappa, self.guided_times)
 
 
 def guided_pair(
-    v: Field, own: Field, null: Field, t: Tensor, omega: float, kappa: float, times: tuple[float, float]
+    v: Field, own: Field, null: Field, t: Tensor, omega: Tensor | float, kappa: float, times: tuple[float, float]
 ) -> Field:
     """omega v + (1 - omega - kappa) null + kappa own where t is inside `times`, v elsewhere (2505.13447, eq. 19)."""
     one, inside = torch.ones_like(t), (t >= times[0]) & (t <= times[1])

@@ -17,7 +17,7 @@ from xdistill.derivatives import safe_step, total_derivative
 from xdistill.domain import Domain
 from xdistill.errors import UsageError
 from xdistill.guidance import Guided
-from xdistill.models import Cond, denoise, velocity
+from xdistill.models import Cond, denoise, tell, velocity
 from xdistill.process import GaussianProcess
 from xdistill.state import Field, Padded
 from xdistill.times import shared
@@ -59,6 +59,7 @@ def check_domain(domain: Domain, *, seed: int = 0, atol: float = 2e-3) -> list[C
         "batches": _batches,
         "null_batches": _null_batches,
         "student_is_teacher": _student_is_teacher,
+        "new_inputs": _new_inputs,
         "plan": _plan,
         "files": _files,
         "metrics": _metrics,
@@ -236,6 +237,23 @@ def _student_is_teacher(domain: Domain, seed: int, atol: float) -> Check:
     equal = all(torch.equal(mine[k], theirs[k]) for k in mine)
     alias = any(mine[k].data_ptr() == theirs[k].data_ptr() for k in mine if mine[k].numel())
     return Check("student_is_teacher", equal and not alias, f"equal weights {equal}, shared memory {alias}")
+
+
+def _new_inputs(domain: Domain, seed: int, atol: float) -> Check:
+    """The end of a jump and a guidance scale change nothing until they are trained."""
+    offers = [name for name in ("flow_map", "told") if getattr(type(domain), name) is not getattr(Domain, name)]
+    batch = domain.data(2, seed).batch(0, 0, 1)
+    if not offers or not isinstance(batch.like, Field):
+        return Check("new_inputs", True, "does not apply: a student gets no new inputs")
+    student, t, r = domain.student(domain.teacher()).eval(), *(shared(at, batch.like.batch) for at in (0.6, 0.2))
+    model, cond = student, batch.cond
+    if "flow_map" in offers:
+        model = domain.flow_map(model).eval()
+    if "told" in offers:
+        model, cond = domain.told(model, 2.0).eval(), tell(cond, torch.full((batch.like.batch,), 3.0))
+    jump = {"r": r} if getattr(model, "flow_map", False) else {}
+    off = float((model(batch.like, t, cond, **jump) - student(batch.like, t, batch.cond)).value.abs().max())
+    return Check("new_inputs", off < 1e-5, f"new inputs of {' and '.join(offers)} change a prediction by {off:.1e}")
 
 
 def _samples(domain: Domain, indices: Sequence[int], seed: int) -> list[Any]:

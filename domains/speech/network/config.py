@@ -25,9 +25,10 @@ class F5Config:
 
     Not in official networks: `aligned` takes phone ids at frame rate with position-in-phone features, and padding then
     never changes results; `second_time` (`added` or `mixer`; True is `added`) tells a student the interval t - r, and
-    `guidance_input` the guidance strength that it imitates; all without effect at initialisation.
+    `guidance_input` the guidance scale that it imitates (its value where it is told none, 0: no such input); both
+    without effect at initialisation.
     mel_mean, mel_std: of the natural-log mel, which the network takes as (mel - mean) / std (official: as it is).
-    time_scale: of the sinusoids' argument; the second time and the guidance strength have scale 1.
+    time_scale: of the sinusoids' argument; the second time and the guidance have scale 1.
     """
 
     mel_dim: int = 100
@@ -52,7 +53,7 @@ class F5Config:
     aligned: bool = False
     time_scale: float = 1000.0
     second_time: str | bool = "none"
-    guidance_input: bool = False
+    guidance_input: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.second_time, bool):

@@ -60,7 +60,7 @@ class F5Net(nn.Module):
         mask: Tensor | None = None,
         *,
         interval: Tensor | None = None,
-        omega: Tensor | None = None,
+        guidance: Tensor | None = None,
         rotary: Tensor | None = None,
     ) -> Tensor:
         """V = dz/ds [B, N, mel_dim]; at an interval, the average velocity from s to s + interval.
@@ -69,12 +69,12 @@ class F5Net(nn.Module):
             z: state [B, N, mel_dim]. cond_mel: known mel, zero where unknown or dropped. text_embed: of `embed_text`.
             s: [B] or a scalar, native time.
             mask: [B, N] bool, True = real frame; None when there is no padding.
-            interval: [B], t - r >= 0; None is 0. omega: [B], guidance strength; None is 1.
+            interval: [B], t - r >= 0; None is 0. guidance: [B], scale; None is the usual one.
             rotary: of `rotary`, where it is kept between calls.
 
         Raises UsageError for an input that the configuration does not have.
         """
-        c = F.silu(self.condition(s.expand(len(z)), interval, omega))
+        c = F.silu(self.condition(s.expand(len(z)), interval, guidance))
         padding = None if mask is None else Padding.of(mask, self.proj_out.weight.dtype)
         x = self.input_embed(z, cond_mel, text_embed, padding)
         x = self.blocks(x, c, self.rotary(z.shape[1]) if rotary is None else rotary, padding)
@@ -91,13 +91,14 @@ class F5Net(nn.Module):
         """Rotary table of `length` frames, the same at all times."""
         return self.rotary_embed(length)
 
-    def condition(self, s: Tensor, interval: Tensor | None = None, omega: Tensor | None = None) -> Tensor:
-        """Time embedding [B, d] of s [B], the interval and the guidance strength."""
+    def condition(self, s: Tensor, interval: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        """Time embedding [B, d] of s [B], the interval and the guidance scale."""
         second = self.config.second_time
         if interval is not None and second == "none":
             raise UsageError("this F5 network has no second time: build it with second_time=added")
-        if omega is not None and not self.config.guidance_input:
-            raise UsageError("this F5 network is not told a guidance strength: build it with guidance_input=true")
+        usual = self.config.guidance_input
+        if guidance is not None and not usual:
+            raise UsageError("this F5 network is told no guidance scale: a student of fit guidance.range=[1,4] is")
         c = self.time_embed(s)
         interval = torch.zeros_like(s) if interval is None else interval.expand_as(s)
         if second == "added":
@@ -105,8 +106,8 @@ class F5Net(nn.Module):
         elif second == "mixer":
             with torch.autocast(c.device.type, enabled=False):
                 c = self.time_embed_mixer(torch.cat([c, self.time_embed(s + interval)], -1))
-        if self.config.guidance_input:
-            c = c + self.guidance_embed(torch.ones_like(s) if omega is None else omega.expand_as(s))
+        if usual:
+            c = c + self.guidance_embed(torch.full_like(s, usual) if guidance is None else guidance.expand_as(s))
         return c
 
     def blocks(self, x: Tensor, c: Tensor, rotary: Tensor, padding: Padding | None) -> Tensor:

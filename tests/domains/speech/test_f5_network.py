@@ -69,27 +69,28 @@ def test_key_mask_hides_padded_frames() -> None:
 @pytest.mark.parametrize("second_time", ["added", "mixer"])
 def test_second_time_has_no_effect_at_initialisation(second_time: str) -> None:
     d = draw()
-    plain, student = build(), build(second_time=second_time, guidance_input=True)
+    plain, student = build(), build(second_time=second_time, guidance_input=2.0)
     missing, unexpected = student.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
     assert {name.split(".")[0] for name in missing} >= {"guidance_embed"}
-    interval, omega = torch.tensor([0.3, 0.7]), torch.tensor([1.0, 4.0])
+    interval, scale = torch.tensor([0.3, 0.7]), torch.tensor([1.0, 4.0])
     expected = run(plain, d)
-    assert torch.equal(run(student, d, interval=interval, omega=omega), expected)
+    assert torch.equal(run(student, d, interval=interval, guidance=scale), expected)
     assert torch.equal(run(student, d), expected)
     for p in student.parameters():
         nn.init.normal_(p, std=0.1)
     moved = run(student, d, interval=interval)
     assert not torch.equal(moved, run(student, d)), "a trained second time has an effect"
-    assert torch.equal(run(student, d), run(student, d, interval=torch.zeros(2), omega=torch.ones(2)))
+    assert torch.equal(run(student, d), run(student, d, interval=torch.zeros(2), guidance=torch.full((2,), 2.0)))
+    assert not torch.equal(run(student, d), run(student, d, guidance=scale)), "and so has a trained scale"
 
 
 def test_second_inputs_that_a_network_does_not_have() -> None:
     d = draw()
     with pytest.raises(UsageError, match="second_time"):
         run(build(), d, interval=torch.zeros(2))
-    with pytest.raises(UsageError, match="guidance_input"):
-        run(build(), d, omega=torch.zeros(2))
+    with pytest.raises(UsageError, match="told no guidance"):
+        run(build(), d, guidance=torch.ones(2))
     with pytest.raises(XDistillError, match="position-in-phone"):
         build(aligned=True).embed_text(d["ids"], 14)
 
@@ -118,7 +119,7 @@ def test_forward_mode_derivative(options: dict[str, object]) -> None:
     assert net.proj_out.weight.grad is not None
 
 
-@pytest.mark.parametrize("options", [{}, {"aligned": True, "second_time": "mixer", "guidance_input": True}])
+@pytest.mark.parametrize("options", [{}, {"aligned": True, "second_time": "mixer", "guidance_input": 2.0}])
 def test_bf16_autocast_trains(options: dict[str, object]) -> None:
     net, d = build(**options).train(), draw()
     with torch.autocast("cpu", torch.bfloat16):

@@ -16,11 +16,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
-from speech_student import SIZES, hum
+from speech_student import SIZES, hum, random_flow
 
 from xdistill.cli import main
+from xdistill.cli.student import options
 from xdistill.config import compose
-from xdistill.domains.speech import SpeechDomain, corpus, own_data, prepared, teacher
+from xdistill.domains.speech import SpeechDomain, corpus, own_data, prepared
 from xdistill.domains.speech.mel import MelSpec, mel
 from xdistill.domains.speech.network import PRESETS, F5Config
 from xdistill.domains.speech.resampling import resample
@@ -123,21 +124,31 @@ def test_a_character_run_is_trained_on(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_official_checkpoint_is_distilled(folder: Path, tmp_path: Path) -> None:
-    """F5-TTS as its authors publish it, but small, and one's own recordings: what comes out speaks its vocabulary."""
+    """F5-TTS as its authors publish it, but small, and one's own recordings: what comes out speaks its vocabulary, and
+    listens to the guidance it is told.
+    """
     symbols = sorted(set("".join(c.text for c in CLIPS) + "Xqzt"), key=lambda c: (c != " ", c))
     config = replace(PRESETS["F5TTS_v1_Base"], **SIZES, vocab_size=len(symbols))
     official = tmp_path / "F5TTS_v1_Base" / "model_1250000.safetensors"
     official.parent.mkdir()
-    state = teacher.fresh(config).net.state_dict()
+    state = random_flow(**config.to_dict()).net.state_dict()
     save_file({f"ema_model.transformer.{k}": v.contiguous() for k, v in state.items()}, official)
     (official.parent / "vocab.txt").write_text("\n".join(symbols) + "\n")
     command = ["domain=speech", "objective=cmt", "guidance=f5", f"teacher.weights={official}", f"data.path={folder}"]
+    command += ["guidance.range=[1,4]"]
     short = ["data.batch=2", "train.steps=1", "objective.trajectories=2", "objective.points=3", "eval=none"]
     run = fit(compose([*command, *short, "domain.holdout=0.2", "logger=none", f"out={tmp_path / 'run'}"]))
     loaded = load_student(run)
     assert list(loaded.domain.vocabulary) == symbols
     assert loaded.model.net.config.second_time == "added"
     assert loaded.model.net.config.text_mask_padding
+    asked = [options(loaded, 2, {} if scale is None else {"guidance": scale}) for scale in (None, 3.0, 1.0)]
+    batch, draws = loaded.domain.plan([0], 0), torch.Generator().manual_seed(0)
+    made = [loaded.objective.sample(loaded.model, batch.like, batch.cond, draws.manual_seed(0), **o) for o in asked]
+    assert torch.equal(made[0].value, made[1].value), "F5-TTS's own guidance where none is told"
+    assert not torch.equal(made[0].value, made[2].value)
+    with pytest.raises(UsageError, match="learned scales from 1 to 4"):
+        options(loaded, 2, {"guidance": 5.0})
 
 
 def test_utterances_are_the_recordings(folder: Path) -> None:

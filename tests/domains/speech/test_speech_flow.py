@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xdistill.domains.speech.flow import PackedGuidance, SpeechCond, SpeechFlow
+from xdistill.domains.speech.flow import SpeechCond, SpeechFlow
 from xdistill.domains.speech.network import F5Config, F5Net
 from xdistill.errors import XDistillError
 from xdistill.guidance import Guided
@@ -82,13 +82,14 @@ def test_the_reference_sees_its_padding_on_request() -> None:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_packed_guidance_is_guidance(aligned: bool) -> None:
+def test_a_condition_tells_the_teacher_a_scale_for_each_sample(aligned: bool) -> None:
     flow, (x, t, cond) = build(aligned=aligned), draw(aligned)
-    for interval in ((0.0, 1.0), (0.4, 0.6)):
-        expected = Guided(flow, 3.0, interval=interval)(x, t, cond)
-        found = PackedGuidance(flow, 3.0, interval=interval)(x, t, cond)
-        torch.testing.assert_close(found.value, expected.value, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(PackedGuidance(flow, 1.0)(x, t, cond).value, flow(x, t, cond).value)
+    scales = torch.tensor([1.0, 2.5, 4.0])
+    found = Guided(flow, 2.0)(x, t, cond.with_guidance(scales))
+    for i, scale in enumerate(scales.tolist()):
+        torch.testing.assert_close(found.value[i], Guided(flow, scale)(x, t, cond).value[i], atol=1e-5, rtol=1e-5)
+    outside = Guided(flow, 2.0, interval=(0.9, 1.0))(x, 0 * t, cond.with_guidance(scales))
+    torch.testing.assert_close(outside.value, flow(x, 0 * t, cond).value)
 
 
 def test_conditions_join_and_part() -> None:
@@ -102,7 +103,7 @@ def test_conditions_join_and_part() -> None:
     assert torch.equal(again.ids, cond.ids)
     assert cond.repeat(2).ids[1].equal(cond.ids[0])
     guided = cond.with_guidance(torch.ones(3))
-    with pytest.raises(XDistillError, match="'omega'"):
+    with pytest.raises(XDistillError, match="'guidance'"):
         SpeechCond.cat([guided, cond])
 
 

@@ -225,13 +225,13 @@ def test_bad_sampler_options(loaded: Loaded) -> None:
     for given, message in (
         ({"steps": 129}, "128 tokens"),
         ({"steps": 30, "request": {"length": 24}}, "24 tokens"),
-        ({"steps": 4, "noise_scale": 1.0}, "takes steps=, temperature="),
-        ({"steps": 4, "top_p": 0.0}, "above 0"),
-        ({"steps": 4, "method": "confidenc"}, "did you mean 'confidence'"),
+        ({"steps": 4, "changes": {"noise_scale": 1.0}}, "takes steps=, temperature="),
+        ({"steps": 4, "changes": {"top_p": 0.0}}, "above 0"),
+        ({"steps": 4, "changes": {"method": "confidenc"}}, "did you mean 'confidence'"),
     ):
         with pytest.raises(UsageError, match=message):
             options(loaded, **given)  # type: ignore[arg-type]
-    assert options(loaded, 4, temperature=0.5)["temperature"] == 0.5
+    assert options(loaded, 4, {"temperature": 0.5})["temperature"] == 0.5
 
 
 def test_command_line(checkpoint: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
