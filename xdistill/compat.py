@@ -87,6 +87,8 @@ def _guidance(cfg: Any, objective: Objective) -> None:
     _critic_guidance(cfg, g, objective)
     if g.get("range") is not None:
         _range(cfg, g, objective)
+    elif cfg["sampler"].get("guidance") is not None:
+        raise UsageError("sampler.guidance needs a student of a range of scales: leave it out, or set guidance.range")
     if g["name"] == "none":
         return
     if g.get("range") is None and "teacher" not in {spec.name for spec in objective.roles}:

@@ -125,7 +125,7 @@ class Domain(ABC):
         raise UsageError(f"domain '{self.name}' has no networks with a second time input: choose another objective")
 
     def told(self, network: nn.Module, scale: float) -> nn.Module:
-        """`network` with a guidance scale as an input, without effect at first, as it is where it has one.
+        """`network` with a guidance scale as an input, whose effect is zero until it is trained.
 
         scale: what it takes where its condition tells none (`models.told`).
         """

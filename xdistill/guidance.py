@@ -28,8 +28,8 @@ class Guided(nn.Module):
     """`w cond + (1 - w) [r weak + (1 - r) null]` (protein spec 1.7).
 
     scale: w; 1 is no guidance, 0 the unconditional model. A condition that tells its scales w [B] has them instead, and
-    the model never sees them. autoguidance_ratio: r; 1 with a weak model is autoguidance,
-    0 is CFG. interval: (low, high) in core time (0 clean, 1 prior); samples outside it get the plain conditional.
+    the model never sees them. autoguidance_ratio: r; 1 with a weak model is autoguidance, 0 is CFG. interval: (low,
+    high) in core time (0 clean, 1 prior); samples outside it get the plain conditional.
     Terms whose weight is zero everywhere are not computed.
     """
 

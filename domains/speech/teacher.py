@@ -68,8 +68,8 @@ def with_second_time(flow: SpeechFlow, kind: str = "added") -> SpeechFlow:
 
 
 def with_guidance(flow: SpeechFlow, scale: float) -> SpeechFlow:
-    """A trainable copy of `flow` that is also told a guidance scale, to no effect at first; `flow` itself if it is."""
-    return flow if flow.told else _with(flow, guidance_input=scale)
+    """A trainable copy of `flow` that is also told a guidance scale, to no effect at first; `scale` where it is not."""
+    return flow if flow.told == scale else _with(flow, guidance_input=scale)
 
 
 def _with(flow: SpeechFlow, **inputs: Any) -> SpeechFlow:

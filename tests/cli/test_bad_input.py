@@ -209,6 +209,7 @@ CASES = [
     Case("told, usual one outside", words(TOLD + "objective=cmt guidance.scale=5" + NEW), 2, ("scale=5", "[1.0, 4.0]")),
     Case("told, unguided", words(TOY + "objective=cmt guidance.range=[1,4]" + NEW), 2, ("guidance=cfg",)),
     Case("told, wrong order", words(TOY + "objective=cmt guidance=cfg guidance.range=[4,1]" + NEW), 2, ("low < high",)),
+    Case("told, no range", words(TOY + "objective=cmt sampler.guidance=2" + NEW), 2, ("set guidance.range",)),
     Case("told, untold student", words("generate domain=speech guidance=2"), 2, ("knows one scale", "guidance.range=")),
     Case("two processes, single", words(TOY + "strategy.devices=2" + NEW), 2, ("strategy=ddp",)),
     Case(

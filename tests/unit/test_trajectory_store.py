@@ -169,3 +169,11 @@ def test_mid_training_stores_half_precision_states_of_its_own_times(tmp_path):
     assert bool(out.per_sample.isfinite().all())
     with pytest.raises(XDistillError, match="dtype=float16, this run has None"):
         replace(run, half=False).source(d.null_data(SIZE, 0), setting(tmp_path))
+
+
+def test_a_key_added_since_disowns_nothing_while_it_is_null(tmp_path):
+    store = tmp_path / "trajectories"
+    TrajectoryStore(store, {"guidance": {"scale": 2.0}})
+    assert TrajectoryStore(store, {"guidance": {"scale": 2.0, "range": None}}).folder == store
+    with pytest.raises(XDistillError, match="holds trajectories with guidance"):
+        TrajectoryStore(store, {"guidance": {"scale": 2.0, "range": [1.0, 3.0]}})
