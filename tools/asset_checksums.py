@@ -1,4 +1,4 @@
-"""Write the section "Checksums (sha256)" of a domain's card, which `xdistill doctor` reads.
+"""Write the section "Checksums (sha256)" of a domain's card, its last, which `xdistill doctor` reads.
 
     python tools/asset_checksums.py speech
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from xdistill.cli.doctor import listed
 
 DOMAINS = Path(__file__).parents[1] / "domains"
-SECTION = "\n## Checksums (sha256)\n"
+HEADING = "## Checksums (sha256)"
 
 
 def section(assets: Path) -> str:
-    """The lines of all files that need one, as `sha256sum` prints them."""
+    """The heading and the lines of all files that need one, as `sha256sum` prints them."""
     known = {sums.with_name(name) for sums in assets.rglob("SHA256SUMS") for name in [sums.name, *listed(sums)]}
     found = [p for p in sorted(assets.rglob("*")) if p.is_file() and p.suffix != ".md" and p not in known]
     lines = [f"{sha256(p.read_bytes()).hexdigest()}  {p.relative_to(assets)}" for p in found]
-    return "\n".join([SECTION.rstrip("\n"), "```", *lines, "```", ""])
+    return "\n".join([HEADING, "```", *lines, "```", ""])
 
 
 def main() -> None:
@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("domain", choices=sorted(p.parent.name for p in DOMAINS.glob("*/assets")))
     assets = DOMAINS / parser.parse_args().domain / "assets"
     card = assets / "README.md"
-    before, _, _ = card.read_text().partition(SECTION)
-    card.write_text(before.rstrip("\n") + "\n" + section(assets))
+    before = card.read_text().partition(HEADING)[0].rstrip()
+    card.write_text(f"{before}\n\n{section(assets)}")
 
 
 if __name__ == "__main__":
