@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from xdistill import registry
+from xdistill.compat import check_calls
 from xdistill.config import role_optim
 from xdistill.domain import Domain, clone
 from xdistill.ema import EMAConfig
@@ -37,19 +38,25 @@ def build_networks(cfg: DictConfig | Mapping[str, Any], domain: Domain, objectiv
     g = plain(cfg["guidance"])
     if g.get("range"):
         networks["student"] = domain.told(networks["student"], g["scale"])
-    if "teacher" not in roles or teacher is None:
-        return networks
-    networks |= {role: clone(networks["student"]) for role in objective.promoted}
-    if "critic" in roles:
-        networks["critic"] = domain.critic(teacher)
-    if "discriminator" in roles:
-        networks["discriminator"] = domain.discriminator(teacher)
-    networks["teacher"] = guided_teacher(cfg, domain, teacher)
+    if "teacher" in roles and teacher is not None:
+        networks |= _beside(cfg, domain, objective, networks["student"], teacher)
     if plain(cfg["strategy"])["activation_checkpointing"]:
         for module in (m for net in networks.values() for m in net.modules()):
             if hasattr(module, "activation_checkpointing"):
                 module.activation_checkpointing = True  # type: ignore[assignment]
     return networks
+
+
+def _beside(
+    cfg: DictConfig | Mapping[str, Any], domain: Domain, objective: Objective, student: nn.Module, teacher: nn.Module
+) -> dict[str, nn.Module]:
+    """The roles that a teacher makes possible, itself last: guided."""
+    roles, networks = {spec.name for spec in objective.roles}, {role: clone(student) for role in objective.promoted}
+    if "critic" in roles:
+        networks["critic"] = domain.critic(teacher)
+    if "discriminator" in roles:
+        networks["discriminator"] = domain.discriminator(teacher)
+    return networks | {"teacher": guided_teacher(cfg, domain, teacher)}
 
 
 def guided_teacher(cfg: DictConfig | Mapping[str, Any], domain: Domain, teacher: nn.Module | None = None) -> nn.Module:
@@ -72,9 +79,11 @@ def build_module(cfg: DictConfig, domain: Domain, objective: Objective) -> Disti
         for spec in objective.roles
         if spec.trainable
     }
+    networks = build_networks(cfg, domain, objective)
+    check_calls(cfg, domain, objective)
     return DistillModule(
         objective,
-        build_networks(cfg, domain, objective),
+        networks,
         optim,
         seed=cfg.seed,
         precision=cfg.precision,

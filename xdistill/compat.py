@@ -14,7 +14,8 @@ from xdistill.domain import Domain
 from xdistill.errors import UsageError
 from xdistill.guidance import scales
 from xdistill.objectives import Objective
-from xdistill.objectives.flow_map import FlowMap
+from xdistill.objectives.flow_map import DataFlowMap, FlowMap
+from xdistill.objectives.interval import Interval
 
 SCHEDULES = ("constant", "cosine_restarts")
 
@@ -87,8 +88,8 @@ def _guidance(cfg: Any, objective: Objective) -> None:
     _critic_guidance(cfg, g, objective)
     if g.get("range") is not None:
         _range(cfg, g, objective)
-    elif cfg["sampler"].get("guidance") is not None:
-        raise UsageError("sampler.guidance needs a student of a range of scales: leave it out, or set guidance.range")
+    if isinstance(objective, Interval) and objective.guides_itself:
+        _null_branch(objective)
     if g["name"] == "none":
         return
     if g.get("range") is None and "teacher" not in {spec.name for spec in objective.roles}:
@@ -119,6 +120,20 @@ def _range(cfg: Any, g: Any, objective: Objective) -> None:
             f"guidance.scale={g['scale']:g} is what the student takes where it is told none: expected it in "
             f"guidance.range={span}"
         )
+    if "teacher" in {spec.name for spec in objective.roles}:
+        return
+    if g["name"] != "cfg" or list(g["interval"]) != [0, 1]:
+        raise UsageError(
+            "guidance.range without a teacher (objective.velocity=data) is the student's own, at all times: "
+            "guidance=cfg, and leave guidance.interval out"
+        )
+    _null_branch(objective)
+
+
+def _null_branch(objective: Objective) -> None:
+    """A student that guides itself with its null branch must train that."""
+    if isinstance(objective, DataFlowMap) and not objective.drop:
+        raise UsageError("guidance in the targets of data needs a null branch that learns: objective.drop=0.1")
 
 
 def _critic_guidance(cfg: Any, g: Any, objective: Objective) -> None:
@@ -150,15 +165,31 @@ def _engine(strategy: Any) -> None:
             raise UsageError(f"strategy.stage={stage} for {role}: ZeRO has stages 0, 1, 2 and 3")
 
 
-def _derivative(cfg: Any, objective: Objective) -> None:
-    """torch.func.jvp does not see parameters that ZeRO-3 has partitioned (design section 4)."""
-    strategy, backend = cfg["strategy"], cfg["objective"].get("derivative", "func")
-    if not objective.needs.derivative or backend != "func" or strategy["name"] != "deepspeed":
-        return
-    stage = strategy["stage"]
+def _partitions(cfg: Any, objective: Objective) -> bool:
+    """Whether ZeRO-3 partitions the parameters of a trained role."""
+    strategy, stage = cfg["strategy"], cfg["strategy"]["stage"]
     trained = {spec.name for spec in objective.roles if spec.trainable}
     stages = {stage[r] for r in trained & set(stage)} if isinstance(stage, (Mapping, DictConfig)) else {stage}
-    if 3 in stages:
+    return strategy["name"] == "deepspeed" and 3 in stages
+
+
+def check_calls(cfg: DictConfig | Mapping[str, Any], domain: Domain, objective: Objective) -> None:
+    """Raise UsageError where ranks would gather the parameters of ZeRO-3 a different number of times.
+
+    Asked once the networks are there, which tell a domain how they are called.
+    """
+    if domain.calls_vary and _partitions(cfg, objective):
+        raise UsageError(
+            "this network is called once for every length in a batch, so often not equally on all ranks, which ZeRO-3 "
+            "cannot follow: strategy=deepspeed_z2"
+        )
+
+
+def _derivative(cfg: Any, objective: Objective) -> None:
+    """torch.func.jvp does not see parameters that ZeRO-3 has partitioned (design section 4)."""
+    if not objective.needs.derivative or cfg["objective"].get("derivative", "func") != "func":
+        return
+    if _partitions(cfg, objective):
         raise UsageError(
             f"objective '{cfg['objective']['name']}' with derivative=func cannot run under ZeRO-3: "
             f"objective.derivative=finite_difference, or strategy=deepspeed_z2"

@@ -113,15 +113,13 @@ class EMASection:
 class SamplerConfig:
     """steps: network calls of the student when it generates (0: as trained). times: of these calls of a flow map, from
     1 to 0 (null: equal steps, or as `xdistill search-steps` found). noise_scale: multiplies the noise term of
-    continuous samplers. guidance: scale told to a student of a range of them (null: its usual one). temperature:
-    divides the log-probabilities of tokens (0: the most likely). top_p: keeps the smallest set of tokens that has this
-    much probability. method: the order in which tokens are revealed.
+    continuous samplers. temperature: divides the log-probabilities of tokens (0: the most likely). top_p: keeps the
+    smallest set of tokens that has this much probability. method: the order in which tokens are revealed.
     """
 
     steps: int = 0
     times: list[float] | None = None
     noise_scale: float = 1.0
-    guidance: float | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     method: str = "ancestral"
@@ -227,8 +225,9 @@ class ExtractConfig:
 @dataclass
 class EvaluateConfig:
     """domain: the modality. ckpt: checkpoints to sample from, separated by commas; shipped is the domain's own student.
+    Real data, and the teacher, are those of the first one's run.
     dir: folders of samples made by anyone in the domain's formats, or by generate, separated by commas. teacher:
-    samplers of the domain's teacher, separated by commas, as in reference,ode; NAME@CALLS, as in
+    samplers of the teacher, separated by commas, as in reference,ode; NAME@CALLS, as in
     reference,ancestral@8, at so many network calls. teacher_steps: network calls of the rest (0: as each is published).
     metrics: fast (what takes seconds), full (all that this machine has what it takes for), or names of costly ones
     to add, separated by commas. curve: values of the option that trades diversity for quality (temperature of text),

@@ -66,6 +66,8 @@ class Domain(ABC):
     `high` is better. design_columns: what `design_metrics` returns. blocks: networks take the conditioning of
     `xdistill.blocks`. any_length: samples may be longer than what networks were trained on (their objective says so).
     watched: what `watch` returns. watch_fall: share of the teacher's numbers of these that a student may lose.
+    licence: of the weights in use, where it binds what is made of them. calls_vary: one forward pass may call the
+    network more than once, as often as the batch demands.
     """
 
     name: str
@@ -73,6 +75,8 @@ class Domain(ABC):
     teacher_weights: str = "shipped"
     data_path: str | None = None
     data_report: DataReport | None = None
+    licence: str | None = None
+    calls_vary: bool = False
     request_keys: Mapping[str, str] = MappingProxyType({})
     file_keys: Sequence[str] = ()
     text_keys: Sequence[str] = ()

@@ -77,7 +77,7 @@ def _fit_locked(
         source = ToldSource(source, low, high, cfg.seed)
     if main:
         OmegaConf.save(cfg, folder.path / "config.yaml", resolve=True)
-        _summary(cfg, module, folder.path, newest)
+        _summary(cfg, domain, module, folder.path, newest)
         if domain.data_report:
             console.print(domain.data_report.table())
             domain.data_report.save(folder.path / "data_report.json")
@@ -167,7 +167,9 @@ def _check_same_run(newest: checkpoint.Checkpoint, cfg: Mapping[str, Any]) -> No
             )
 
 
-def _summary(cfg: DictConfig, module: DistillModule, out: Path, newest: checkpoint.Checkpoint | None) -> None:
+def _summary(
+    cfg: DictConfig, domain: Domain, module: DistillModule, out: Path, newest: checkpoint.Checkpoint | None
+) -> None:
     sizes = {r: sum(p.numel() for p in m.parameters()) for r, m in module.networks.items() if r != "student_ema"}
     roles = ", ".join(f"{r} {n / 1e6:.2f} M{'' if r in module.trainable else ' (frozen)'}" for r, n in sizes.items())
     updates = ", ".join(f"{p.owner} x{p.repeat}" for p in module.objective.phases(10**9))
@@ -176,6 +178,8 @@ def _summary(cfg: DictConfig, module: DistillModule, out: Path, newest: checkpoi
         f"[bold]{cfg.domain.name} / {cfg.objective.name}[/]  seed {cfg.seed}  {cfg.precision}  {cfg.strategy.name}"
     )
     console.print(f"  roles: {roles}")
+    if domain.licence:
+        console.print(f"  licence: {domain.licence}")
     console.print(
         f"  {cfg.train.steps} macro-steps of {updates}, batch {cfg.data.batch}; student: {calls} network calls"
     )

@@ -108,7 +108,7 @@ def _ternary(f: Callable[[float], float], low: float, high: float, start: float,
     """The best argument tried strictly inside (low, high), `start` among them; a value that is not finite loses."""
     gap = 10.0**-DIGITS
     low, high, tried = low + gap, high - gap, {start: f(start)}
-    while high - low > tolerance:
+    while high - low > max(tolerance, 1.5 * gap):  # trials are rounded to the gap: closer ones would be the same
         a, b = (round(t, DIGITS) for t in (low + (high - low) / 3, high - (high - low) / 3))
         tried |= {a: _finite(f(a)), b: _finite(f(b))}
         low, high = (low, b) if tried[a] <= tried[b] else (a, high)

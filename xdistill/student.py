@@ -113,9 +113,9 @@ def _pick(path: Path) -> Path:
 
 
 def sampler_options(cfg: DictConfig | Mapping[str, Any], objective: Objective) -> dict[str, Any]:
-    """Options of the objective's sampler that the configuration sets; steps=0 and null leave it the choice."""
+    """Options of the objective's sampler that the configuration sets; steps=0 and times=null leave it the choice."""
     section = plain(cfg["sampler"])
-    left = {key for key in ("steps", "times", "guidance") if not section.get(key)}
+    left = {key for key in ("steps", "times") if not section.get(key)}
     return {key: section[key] for key in objective.sample_keys if key in section and key not in left}
 
 

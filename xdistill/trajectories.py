@@ -117,7 +117,8 @@ def stored(
     identity: Mapping[str, Any],
     half: bool = False,
 ) -> TrajectorySource:
-    """At least `count` trajectories of the setting's teacher, made where the store does not hold them yet.
+    """About `count` trajectories of the setting's teacher, made where the store does not hold them yet: as many batches
+    as it takes if all are as large as the first.
 
     trajectory(teacher, batch, generator): the states of one batch. folder: of the store, None is `trajectories` in the
     run's. identity: what besides teacher and data they depend on. half: keep them as float16.

@@ -81,6 +81,11 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
         return "mini" if shipped else "griffin_lim"
 
     @property
+    def calls_vary(self) -> bool:  # type: ignore[override]
+        """Official networks see their padding, so they are called length by length."""
+        return not self.network_config.aligned
+
+    @property
     def spec(self) -> MelSpec:
         """The front-end of the network's mels."""
         return MelSpec(self.network_config.mel_spec_type)
@@ -97,7 +102,7 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
 
     @cached_property
     def _teacher(self) -> SpeechFlow:
-        flow, self.vocabulary = teacher.load(self.teacher_weights)
+        flow, self.vocabulary, self.licence = teacher.load(self.teacher_weights)
         self.network_config = flow.net.config
         return flow
 
@@ -132,14 +137,16 @@ class SpeechDomain(SpeechMeasuring, SpeechServing):
         if not isinstance(module, SpeechFlow):
             return {}
         symbols = {} if self.vocabulary is None else {"vocabulary": list(self.vocabulary)}
-        return teacher.describe(module) | symbols
+        bound = {} if self.licence is None else {"licence": self.licence}
+        return teacher.describe(module) | symbols | bound
 
     def from_description(self, description: Mapping[str, Any]) -> nn.Module:
         symbols = description.get("vocabulary", self.vocabulary)
         if self.vocabulary is not None and list(symbols) != list(self.vocabulary):
             raise UsageError("two networks of other vocabularies: give student.init= a run of this teacher")
-        self.vocabulary = symbols
-        flow = teacher.from_description({k: v for k, v in description.items() if k != "vocabulary"})
+        self.vocabulary, self.licence = symbols, description.get("licence", self.licence)
+        beside = ("vocabulary", "licence")
+        flow = teacher.from_description({k: v for k, v in description.items() if k not in beside})
         self.network_config = flow.net.config
         return flow
 

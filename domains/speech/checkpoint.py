@@ -150,13 +150,17 @@ def _official_state(path: Path, ema: bool) -> dict[str, Tensor]:
         if key not in content:
             raise XDistillError(f"{path} has no {key}: use ema={not ema}")
         content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for k, v in content.items() if k != "update"):
+    if not isinstance(content, Mapping) or not all(_named(*item) for item in content.items()):
         raise XDistillError(f"{path} is no F5-TTS checkpoint: expected named tensors or {_EMA_STATE}")
     state = {k.removeprefix(_EMA): v for k, v in content.items() if k.removeprefix(_EMA) not in _BESIDE}
     strange = [k for k in state if not k.startswith(_NET)]
     if strange or not state:
         raise XDistillError(f"{path} is no F5-TTS checkpoint: {strange[0] if strange else 'no tensor'} in it")
     return {k.removeprefix(_NET): v for k, v in state.items()}
+
+
+def _named(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and (isinstance(value, Tensor) or key == "update")
 
 
 def _switches(path: Path, name: str | None) -> F5Config:

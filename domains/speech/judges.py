@@ -22,7 +22,7 @@ from torch import nn
 
 from xdistill.domain import Metric
 from xdistill.domains.speech import corpus
-from xdistill.domains.speech.mel import MelSpec, filterbank
+from xdistill.domains.speech.mel import MelSpec, filterbank, same_mel
 from xdistill.domains.speech.metrics import RecordingOf, recording_of
 from xdistill.domains.speech.normalise import plain
 from xdistill.domains.speech.resampling import resample
@@ -59,6 +59,7 @@ def heard(sample: Spoken, vocoder: Vocoder) -> Wave:
     """[samples] at 16 kHz: the sound that a sample was read from, else what the vocoder makes of its mel."""
     wave = sample.audio
     if wave is None:
+        same_mel(sample.spec, vocoder.spec, "sample and vocoder")
         mel = torch.from_numpy(np.nan_to_num(sample.mel.T, nan=-11.5, posinf=8.0, neginf=-11.5))
         wave = vocoder(mel).numpy() / np.float32(sample.gain)
     return resample(wave.astype(np.float32), sample.spec.sample_rate, RATE)

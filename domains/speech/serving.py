@@ -117,8 +117,9 @@ class SpeechServing(Domain):
     def notice(self, **request: Any) -> str | None:
         asked = requests.parse_request(request)
         if asked is None or all(ask.voice is None for ask in asked.asks):
-            return None
-        return "ref=: imitate a voice only if the person it belongs to agreed; the files say that they are synthetic"
+            return self.licence
+        consent = "ref=: imitate a voice only if the person it belongs to agreed; the files say that they are synthetic"
+        return consent if self.licence is None else f"{consent}\n{self.licence}"
 
     def parts(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         asks = requests.parts(requests.parse_request(request), self.reader.config.aligned)

@@ -23,7 +23,7 @@ class SoundRecorder:
 
     out: a .wav or .flac file (.wav where it names neither), or `-`: 16-bit little-endian mono samples on the standard
     output. The end of each part is held back until the next is there to be faded into; watermarks mark whole parts.
-    Raises UsageError where `out` is a folder.
+    Raises UsageError where `out` is a folder, or a file that is there already.
     """
 
     def __init__(
@@ -31,10 +31,12 @@ class SoundRecorder:
     ) -> None:
         self.waveform, self.watermark, self.rate, self.written = waveform, watermark, 0, 0
         self.path = None if out == "-" else Path(out)
-        if self.path is not None and self.path.suffix not in FORMATS:
+        if self.path is not None and self.path.suffix.lower() not in FORMATS:
             self.path = self.path.with_name(f"{self.path.name}.wav")
         if self.path is not None and self.path.is_dir():
             raise UsageError(f"out={out} is a folder: stream=true writes one file, give its name")
+        if self.path is not None and self.path.exists():
+            raise UsageError(f"out={self.path} is there already, and nothing is overwritten: give another name")
         self.file: soundfile.SoundFile | None = None
         self.held: NDArray[np.float32] = np.empty(0, np.float32)
 
@@ -67,7 +69,7 @@ class SoundRecorder:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = soundfile.SoundFile(
-                str(self.path), "w", self.rate, 1, "PCM_16", format=FORMATS[self.path.suffix]
+                str(self.path), "w", self.rate, 1, "PCM_16", format=FORMATS[self.path.suffix.lower()]
             )
             tag(self.file, "")
 

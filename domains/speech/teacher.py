@@ -29,8 +29,9 @@ def fresh(config: F5Config, seed: int = 0) -> SpeechFlow:
         return SpeechFlow(F5Net(config))
 
 
-def load(weights: str, **official: Any) -> tuple[SpeechFlow, tuple[str, ...] | None]:
-    """(network, symbols of its vocabulary) of `shipped`, a run or checkpoint folder, or a file (`load_network`).
+def load(weights: str, **official: Any) -> tuple[SpeechFlow, tuple[str, ...] | None, str | None]:
+    """(network, symbols of its vocabulary, licence that binds its students) of `shipped`, a run or checkpoint folder,
+    or a file (`load_network`).
 
     official: the options of `load_official`. Raises XDistillError when there is no such thing, or it is damaged.
     """
@@ -38,13 +39,14 @@ def load(weights: str, **official: Any) -> tuple[SpeechFlow, tuple[str, ...] | N
     if path.is_dir():
         found = load_student(path, "speech")
         assert isinstance(found.model, SpeechFlow)
-        symbols = found.manifest["network"].get("vocabulary")
-        return found.model, None if symbols is None else tuple(symbols)
+        said = found.manifest["network"]
+        symbols = said.get("vocabulary")
+        return found.model, None if symbols is None else tuple(symbols), said.get("licence")
     loaded = load_network(path, **official)
     wanted = MelSpec(loaded.net.config.mel_spec_type)
     if (bands := loaded.net.config.mel_dim) != wanted.bins:
         raise XDistillError(f"{path} is a network of {bands} mel bands, but {wanted.kind} mels have {wanted.bins}")
-    return SpeechFlow(loaded.net), loaded.vocabulary
+    return SpeechFlow(loaded.net), loaded.vocabulary, loaded.provenance.get("licence")
 
 
 def scale(flow: SpeechFlow) -> Scale:

@@ -55,8 +55,9 @@ def read_voice(path: str, text: str | None = None) -> Voice:
         wave, gain = levelled(shortened(torch.from_numpy(samples), RATE))
     except XDistillError as error:
         raise XDistillError(f"{path}: {error}; {ADVICE}") from error
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return Voice(f"sha256:{digest}", " ".join(text.split()), gain, wave)
+    said = " ".join(text.split())
+    digest = hashlib.sha256(Path(path).read_bytes() + b"\0" + said.encode()).hexdigest()
+    return Voice(f"sha256:{digest}", said, gain, wave)
 
 
 def read_audio(path: str | Path, rate: int = RATE, most: float | None = None) -> NDArray[np.float32]:

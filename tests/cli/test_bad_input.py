@@ -162,6 +162,7 @@ def other_request(place: Place) -> list[str]:
 
 TOY, NEW = "fit domain=toy " + " ".join(QUICK) + " ", " out={folder}/new"
 TOLD = TOY + "guidance=cfg guidance.range=[1,4] "
+DATA = "objective=improved_meanflow objective.velocity=data objective.drop=0.1 "
 CASES = [
     Case("no verb", words("fti domain=toy"), 2, ("unknown verb 'fti'", "'fit'")),
     Case("fit without domain", words("fit"), 2, ("domain=NAME", "protein, speech, text, toy")),
@@ -209,7 +210,9 @@ CASES = [
     Case("told, usual one outside", words(TOLD + "objective=cmt guidance.scale=5" + NEW), 2, ("scale=5", "[1.0, 4.0]")),
     Case("told, unguided", words(TOY + "objective=cmt guidance.range=[1,4]" + NEW), 2, ("guidance=cfg",)),
     Case("told, wrong order", words(TOY + "objective=cmt guidance=cfg guidance.range=[4,1]" + NEW), 2, ("low < high",)),
-    Case("told, no range", words(TOY + "objective=cmt sampler.guidance=2" + NEW), 2, ("set guidance.range",)),
+    Case("told, null branch", words(TOLD + DATA + "objective.drop=0" + NEW), 2, ("objective.drop=0.1",)),
+    Case("told, autoguided", words(TOLD + DATA + "guidance=autoguidance guidance.weak=x" + NEW), 2, ("guidance=cfg",)),
+    Case("told, interval", words(TOLD + DATA + "guidance.interval=[0.2,0.8]" + NEW), 2, ("guidance.interval",)),
     Case("told, untold student", words("generate domain=speech guidance=2"), 2, ("knows one scale", "guidance.range=")),
     Case("two processes, single", words(TOY + "strategy.devices=2" + NEW), 2, ("strategy=ddp",)),
     Case(

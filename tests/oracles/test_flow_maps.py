@@ -255,3 +255,16 @@ class TestConsistency:
         model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(float(kwargs["r"][0])), with_kwargs=True)
         run.sample(model, data().zeros(), NoCond(), rng.generator(0))
         assert seen == [0.8, 0.1, 0.0]
+
+
+@pytest.mark.parametrize(("objective", "share"), [(EXACT[name], name != "meanflow") for name in EXACT], ids=list(EXACT))
+def test_calls_do_not_depend_on_the_draws(objective, share):
+    """Ranks draw their own jumps; under ZeRO-3 all of them must call the student equally often."""
+    x, t, r, lam = draw()
+    counts = []
+    for end in (r, t):
+        model, calls = exact(), []
+        model.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        objective.target(Draws(t, end, share * lam, x), x, x, NoCond(), view(model))
+        counts.append(len(calls))
+    assert counts[0] == counts[1]

@@ -23,8 +23,7 @@ def draw(*shape, seed):
 def test_against_calculus(backend):
     """d/de sin(x) t^2 along (dx, dt) is cos(x) t^2 dx + 2 t sin(x) dt."""
     x, t, dx, dt = (draw(5, seed=i) for i in range(4))
-    value, slope = total_derivative(lambda x, t: x.sin() * t**2, (x, t), (dx, dt), backend=backend)
-    torch.testing.assert_close(value, x.sin() * t**2)
+    slope = total_derivative(lambda x, t: x.sin() * t**2, (x, t), (dx, dt), backend=backend)
     exact = x.cos() * t**2 * dx + 2 * t * x.sin() * dt
     torch.testing.assert_close(slope, exact, rtol=1e-10 if backend == "func" else 1e-4, atol=1e-5)
 
@@ -34,7 +33,7 @@ def test_finite_difference_is_of_second_order():
     exact = x.exp() * dx
 
     def error(step):
-        slope = total_derivative(torch.exp, (x,), (dx,), backend="finite_difference", step=step)[1]
+        slope = total_derivative(torch.exp, (x,), (dx,), backend="finite_difference", step=step)
         return float((slope - exact).abs().max())
 
     assert error(1e-2) / error(5e-3) == pytest.approx(4, rel=0.02)
@@ -51,12 +50,9 @@ def test_of_a_network(net):
 
     primals = draw(6, 2, seed=2), torch.linspace(0.2, 0.8, 6, dtype=F64)
     tangents = draw(6, 2, seed=3), torch.ones(6, dtype=F64)
-    (value, exact), (_, near) = (
-        total_derivative(f, primals, tangents, backend=b, step=1e-4) for b in ("func", "finite_difference")
-    )
+    exact, near = (total_derivative(f, primals, tangents, backend=b, step=1e-4) for b in ("func", "finite_difference"))
     torch.testing.assert_close(exact, near, rtol=1e-5, atol=1e-6)
     assert exact.abs().max() > 0.1
-    assert not value.requires_grad
     assert not exact.requires_grad
 
 

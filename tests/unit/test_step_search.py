@@ -92,6 +92,11 @@ def test_the_best_that_was_tried_is_kept() -> None:
     assert search(lambda times: 1.0, 3).times == (1.0, 0.6667, 0.3333, 0.0), "nothing to gain moves nothing"
 
 
+def test_a_search_finer_than_its_digits_ends() -> None:
+    found = search(lambda times: (times[1] - 0.432) ** 2, 2, tolerance=1e-6)
+    assert found.times[1] == pytest.approx(0.432, abs=1e-4)
+
+
 def test_what_cannot_be_searched() -> None:
     with pytest.raises(UsageError, match="no time to place"):
         search(lambda times: 1.0, 1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xdistill.domain import Domain, Metric, TeacherSampler
     from xdistill.evaluation import Row
     from xdistill.measured import Measuring, Source
+    from xdistill.student import Loaded
 
 
 def run(args: Sequence[str]) -> int:
@@ -40,15 +41,17 @@ def run(args: Sequence[str]) -> int:
     from xdistill.sections import build_domain, plain
 
     console = Console()
-    config = compose([f"domain={cfg.domain}", *(f"domain.{key}={value}" for key, value in given.items())])
+    config: Any = compose([f"domain={cfg.domain}", *(f"domain.{key}={value}" for key, value in given.items())])
     changes = {key: plain(config.domain)[key] for key in (path.partition(".")[0] for path in given)}
-    domain = build_domain(config)
+    trained = [_load(cfg, name, changes) for name in runs]
+    # Whoever asks for a run asks about its data and its teacher.
+    config, domain = (trained[0].config, trained[0].domain) if trained else (config, build_domain(config))
     request, _ = domain.open_request(request)
     extras, settings = choose_metrics(domain, cfg.metrics, console), curve_settings(domain, cfg.curve)
     measuring = Measuring(cfg.num, cfg.seed, cfg.batch, extras, request, device())
     sources = [
         *_teachers(cfg, domain, config),
-        *(_checkpoint(cfg, name, changes, own) for name in runs),
+        *(_checkpoint(cfg, name, loaded, own) for name, loaded in zip(runs, trained, strict=True)),
         *(_folder(domain, path) for path in folders),
     ]
     rows = []
@@ -157,14 +160,18 @@ def _first_folder(runs: Sequence[str], folders: Sequence[Path]) -> Path:
     return next((path for path in [*map(Path, runs), *folders] if str(path) != SHIPPED), Path())
 
 
-def _checkpoint(cfg: EvaluateConfig, name: str, changes: Mapping[str, Any], own: Mapping[str, Any]) -> Source:
-    from xdistill.cli.student import asked, beside, checkpoint_path, options
-    from xdistill.evaluation import Draw, student_sampler
-    from xdistill.measured import Source
+def _load(cfg: EvaluateConfig, name: str, changes: Mapping[str, Any]) -> Loaded:
+    from xdistill.cli.student import beside, checkpoint_path
     from xdistill.student import load_student
 
-    path = checkpoint_path(cfg.domain, name)
-    loaded = beside(load_student(path, cfg.domain, options=changes), cfg.method)
+    return beside(load_student(checkpoint_path(cfg.domain, name), cfg.domain, options=changes), cfg.method)
+
+
+def _checkpoint(cfg: EvaluateConfig, name: str, loaded: Loaded, own: Mapping[str, Any]) -> Source:
+    from xdistill.cli.student import asked, options
+    from xdistill.evaluation import Draw, student_sampler
+    from xdistill.measured import Source
+
     usual = options(loaded, cfg.steps, asked(cfg), own=own)
 
     def sampler(**changed: Any) -> Draw:
@@ -190,7 +197,7 @@ def _taught(cfg: EvaluateConfig, config: Any, domain: Domain) -> dict[str, Any]:
 
 
 def _teachers(cfg: EvaluateConfig, domain: Domain, config: Any) -> list[Source]:
-    """The teacher's samplers; the guidance is the domain's usual one."""
+    """The teacher's samplers; its guidance is that of the first checkpoint, the domain's usual one, or as asked."""
     from xdistill.evaluation import teacher_sampler
     from xdistill.measured import Source
 

@@ -111,6 +111,8 @@ def _record(job: Job, out: str, device: str) -> int:
     from xdistill.generation.lines import in_parts
 
     recorder, began, first = job.domain.recorder(out), time.perf_counter(), 0.0
+    for index in range(job.num):  # what cannot be said is refused before anything is written
+        job.domain.plan([index], job.seed, **job.request)
     try:
         for sample in in_parts(job, device):
             recorder.add(sample)

@@ -34,7 +34,7 @@ def flow_derivative(
         return u(Field(value, x_t.layout), time, r).value
 
     tangents = (v.project().value.to(x_t.value), torch.ones_like(t))
-    slope = total_derivative(f, (x_t.value, t), tangents, backend=backend, step=step)[1]
+    slope = total_derivative(f, (x_t.value, t), tangents, backend=backend, step=step)
     return Field(slope, x_t.layout).project()
 
 

@@ -175,12 +175,12 @@ def slopes(
         return velocity(model, process, Field(value, x_t.layout), time, cond).value  # type: ignore[arg-type]
 
     v, still = f(x_t.value, t), torch.zeros_like(t)
-    in_time = total_derivative(f, (x_t.value, t), (torch.zeros_like(v), torch.ones_like(t)))[1]
-    in_space = total_derivative(f, (x_t.value, t), (v, still))[1]
+    in_time = total_derivative(f, (x_t.value, t), (torch.zeros_like(v), torch.ones_like(t)))
+    in_space = total_derivative(f, (x_t.value, t), (v, still))
     whole = in_time + in_space
     errors = {}
     for step in steps:
-        near = total_derivative(f, (x_t.value, t), (v, torch.ones_like(t)), backend="finite_difference", step=step)[1]
+        near = total_derivative(f, (x_t.value, t), (v, torch.ones_like(t)), backend="finite_difference", step=step)
         errors[step] = float((near - whole).norm() / whole.norm())
     return Slopes(float(in_time.norm()), float(in_space.norm()), errors)
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from xdistill.assemble import build_networks
+from xdistill.config import compose
 from xdistill.domains.speech.network import F5Config, F5Net
 from xdistill.errors import UsageError, XDistillError
+from xdistill.sections import build_domain, build_objective
 
 TINY = {"mel_dim": 8, "dim": 32, "depth": 2, "heads": 2, "dim_head": 16, "text_dim": 16, "vocab_size": 12}
 
@@ -166,3 +169,11 @@ def test_unknown_configuration() -> None:
         F5Config(second_time="plus")
     assert F5Config(second_time=True).second_time == "added"
     assert F5Config.from_dict(F5Config.preset("mini").to_dict()) == F5Config.preset("mini")
+
+
+def test_a_network_without_teacher_recomputes_too() -> None:
+    """What `strategy.activation_checkpointing` asks for holds for every objective."""
+    cfg = compose(["domain=speech", "objective=flow_matching", "strategy.activation_checkpointing=true"])
+    domain = build_domain(cfg)
+    (student,) = build_networks(cfg, domain, build_objective(cfg, domain)).values()
+    assert student.net.activation_checkpointing

@@ -149,6 +149,15 @@ def test_an_official_checkpoint_is_distilled(folder: Path, tmp_path: Path) -> No
     assert not torch.equal(made[0].value, made[2].value)
     with pytest.raises(UsageError, match="learned scales from 1 to 4"):
         options(loaded, 2, {"guidance": 5.0})
+    assert "CC-BY-NC-4.0" in loaded.domain.licence
+    assert loaded.domain.notice() == loaded.domain.licence
+    with pytest.raises(UsageError, match="deepspeed_z2"):
+        fit(compose([*command, *short, "strategy=deepspeed_z3", f"out={tmp_path / 'sharded'}"]))
+    table, held_out = tmp_path / "table.json", len(loaded.domain.sentences("heldout"))
+    asked = ["num=8", "steps=1", "teacher=pruned@1", "metrics=paired", f"json={table}"]
+    assert main(["evaluate", "domain=speech", f"ckpt={run}", *asked]) == 0
+    real = json.loads(table.read_text())["real"]
+    assert real["mcd"]["n"] == held_out, "the run's own recordings are what is real"
 
 
 def test_utterances_are_the_recordings(folder: Path) -> None:
