@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+import struct
 import typing
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
+from safetensors import SafetensorError
 from torch import Tensor
 
 from xdistill.errors import XDistillError
@@ -22,6 +24,13 @@ from xdistill.errors import XDistillError
 CONFIGURATION: tuple[Any, ...] = (
     *(DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode, typing.Any),
     *(collections.defaultdict, collections.OrderedDict, dict, list, int),
+)
+
+#: What reading a damaged file raises: torch takes whatever is no zip archive for a pickle, and each of its bytes for an
+#: instruction.
+DAMAGE = (
+    *(OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, struct.error, ValueError, LookupError),
+    *(AttributeError, TypeError, AssertionError, OverflowError, zipfile.BadZipFile),
 )
 
 
@@ -56,8 +65,9 @@ def read_archive(path: Path, allowed: Sequence[Any] = CONFIGURATION, ignored: Se
         raise XDistillError(
             f"{path} was refused: it holds more than tensors and configuration. {detail.strip()}".rstrip()
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise XDistillError(f"{path} is damaged: {str(error).splitlines()[0]}; copy it again") from error
+    except DAMAGE as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise XDistillError(f"{path} is damaged: {said}; copy it again") from error
 
 
 def check_fit(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -99,6 +99,6 @@ def write(samples: NDArray[np.floating], rate: int, path: str | Path) -> Path:
 
 
 def _unreadable(path: str | Path, error: Exception) -> str:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         return f"{path} is no file: give an audio file ({' '.join(SUFFIXES)})"
     return f"{path} cannot be read as audio ({str(error).splitlines()[0]}): give {' '.join(SUFFIXES)}"

@@ -104,9 +104,9 @@ def tag(file: soundfile.SoundFile, text: str) -> None:
 
 def write(sample: Spoken, path: Path, choice: str, watermark: Watermark | None = None) -> Path:
     """Write one utterance atomically, `.wav` unless the path names another format; returns the final path."""
-    if path.suffix[1:] not in FORMATS:
+    if path.suffix[1:].lower() not in FORMATS:
         path = path.with_name(f"{path.name}.{FORMATS[0]}")
-    replace_file(path, encode(sample, path.suffix[1:], choice, watermark), durable=False)
+    replace_file(path, encode(sample, path.suffix[1:].lower(), choice, watermark), durable=False)
     return path
 
 
@@ -114,7 +114,7 @@ def load(path: Path, spec: MelSpec) -> Spoken:
     """The utterance of one file; of a sound, what is heard in it, with the mel of `spec` and the text of a .txt or
     .json ("text") beside it, else of its title. Raises XDistillError for a file that is none.
     """
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         try:
             found, about = _read_arrays(path.read_bytes(), "mel", "about")
             return _spoken(found, json.loads(bytes(about)))
@@ -144,8 +144,8 @@ def _words(path: Path) -> str:
 
 def read(folder: Path, spec: MelSpec) -> list[Spoken]:
     """Utterances of a folder's sounds and mels, in the order of their names."""
-    found = sorted(p for p in folder.iterdir() if p.suffix in (*SUFFIXES, ".npz") and not p.name.startswith("."))
-    found = [p for p in found if not p.name.endswith(PACKED_SUFFIX)]
+    known = (p for p in folder.iterdir() if p.suffix.lower() in (*SUFFIXES, ".npz"))
+    found = sorted(p for p in known if not p.name.startswith(".") and not p.name.lower().endswith(PACKED_SUFFIX))
     if not found:
         raise XDistillError(f"{folder}: no {', '.join((*SUFFIXES, '.npz'))} files to read")
     return [load(path, spec) for path in found]

@@ -30,6 +30,7 @@ from xdistill.models import Batch
 from xdistill.state import Field
 
 WIDTH = 8  # frames: batches are padded to a multiple, see `generation.plan.BUCKET`
+VOICES = 1024  # remembered with their mels, which take up to 1 MB each
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,10 @@ class Item:
 def item(ask: Ask, reader: Reader) -> Item:
     """What the network is given for one request; raises UsageError when it cannot say it."""
     spec, voice = reader.spec, ask.voice
-    natural = None if voice is None else mel(voice.wave, spec).mT.contiguous()
+    natural, prompt = (None, None) if voice is None else _mels(voice, spec, reader.scale)
     cut = 0 if voice is None else len(voice.wave) // spec.hop
     line = Line(ask.text, "", natural, cut, 1.0 if voice is None else voice.gain)
-    prompt = None if natural is None else reader.scale.normal(natural)
-    asked = None if ask.duration is None else max(round(ask.duration * spec.frame_rate), 2)
+    asked = None if ask.duration is None else _frames(ask, ask.duration, spec)
     if not reader.config.aligned:
         ids, total = _characters(ask, reader, cut, asked)
         return Item(line, torch.tensor(ids), total, None, prompt)
@@ -86,7 +86,9 @@ def item(ask: Ask, reader: Reader) -> Item:
     lengths = durations.predict(own, ask.speed) if asked is None else fitted(own, asked, ask.where)
     parts = [(own, lengths)]
     if voice is not None and natural is not None:
-        parts.insert(0, _prompt_phones(voice, len(natural), ask, spec))
+        # the aligner has its own dictionary, which lacks the user's words
+        aligned = not ask.say and find_spec("pocketsphinx") is not None
+        parts.insert(0, _prompt_phones(voice, len(natural), ask.say, spec, aligned))
     _check_length(sum(lengths), sum(sum(d) for _, d in parts), ask, spec)
     read = [frame_rate(phones, each) for phones, each in parts]
     ids_, features = (torch.cat(rows) for rows in zip(*read, strict=True))
@@ -141,7 +143,15 @@ def _characters(ask: Ask, reader: Reader, prompt: int, asked: int | None) -> tup
     return ids, total
 
 
-def _check_length(spoken: int, total: int, ask: Ask, spec: MelSpec) -> None:
+def _frames(ask: Ask, seconds: float, spec: MelSpec) -> int:
+    """Of a duration that the user gives; absurd ones are refused here, before phones are fitted to them."""
+    wished = seconds * spec.frame_rate
+    if wished > MAX_FRAMES:
+        _check_length(wished, wished, ask, spec)
+    return max(round(wished), 2)
+
+
+def _check_length(spoken: float, total: float, ask: Ask, spec: MelSpec) -> None:
     most = min(MAX_FRAMES, round(WINDOW_SECONDS * spec.frame_rate))
     if total > most:
         with_voice = "" if ask.voice is None else ", the voice included"
@@ -151,10 +161,20 @@ def _check_length(spoken: int, total: int, ask: Ask, spec: MelSpec) -> None:
         )
 
 
-def _prompt_phones(voice: Voice, frames: int, ask: Ask, spec: MelSpec) -> tuple[Phones, list[int]]:
-    """The voice's phones and their frames: aligned where pocketsphinx is there, else at the pace of the durations."""
-    phones = lexicon.phones(voice.text, dict(ask.say))
-    if find_spec("pocketsphinx") is None or ask.say:  # the aligner has its own dictionary
+@lru_cache(maxsize=VOICES)
+def _mels(voice: Voice, spec: MelSpec, scale: Scale) -> tuple[Tensor, Tensor]:
+    """The voice's mel [P, D] in nats and in the network's units; shared by all that is said in it, never written to."""
+    natural = mel(voice.wave, spec).mT.contiguous()
+    return natural, scale.normal(natural)
+
+
+@lru_cache(maxsize=VOICES)
+def _prompt_phones(
+    voice: Voice, frames: int, say: tuple[tuple[str, str], ...], spec: MelSpec, aligned: bool
+) -> tuple[Phones, list[int]]:
+    """The voice's phones and their frames: as pocketsphinx aligns them, else at the pace of the durations."""
+    phones = lexicon.phones(voice.text, dict(say))
+    if not aligned:
         return phones, fitted(phones, frames, "ref_text=")
     found = alignment.align(resample(voice.wave.numpy(), RATE, alignment.RATE), voice.text)
     return alignment.phones_of(found), alignment.durations(found, frames, spec.frame_rate)

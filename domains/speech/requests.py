@@ -20,6 +20,7 @@ STDIN = "-"
 PART_BYTES = 60  # of a streamed part: about 4 seconds, as long as what aligned networks are trained on
 #: Keys of a request, those that `texts=` may give in each line first.
 LINE_KEYS = ("text", "ref", "ref_text", "duration", "speed")
+NUMBERS = ("duration", "speed")
 FILE_KEYS = ("vocoder", "watermark")
 KEYS = (*LINE_KEYS, "texts", "say", *FILE_KEYS)
 
@@ -40,9 +41,9 @@ class Ask:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise UsageError(f"{self.where} is empty: give what is to be said")
-        for name in ("duration", "speed"):
+        for name in NUMBERS:
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+            if value is not None and not (isinstance(value, int | float) and 0 < value <= sys.float_info.max):
                 raise UsageError(f"{self.where}, {name}={value}: expected a positive number")
 
 
@@ -149,26 +150,43 @@ def _line(
     folder: Path,
     voices: dict[tuple[str, str | None], Voice],
 ) -> Ask:
-    found: Any = {"text": row}
-    if not plain and row.startswith("{"):
-        try:
-            found = json.loads(row)
-        except ValueError as error:
-            raise UsageError(f"{where} is no JSON object ({error}): a plain text must not begin with {{") from None
-    if not isinstance(found.get("text"), str):
-        raise UsageError(f'{where} has no "text"')
-    for key in found:
-        if key not in LINE_KEYS:
-            raise UsageError(f"{where}: unknown key '{key}'{nearest(key, LINE_KEYS)}")
-    if "ref" in found and not Path(found["ref"]).is_absolute() and (folder / found["ref"]).is_file():
-        found["ref"] = str(folder / found["ref"])
+    found = {"text": row} if plain or not row.startswith("{") else _json_row(row, where)
+    if "ref" in found:
+        found["ref"] = _beside(found["ref"], folder, where)
     if "ref" in found and "ref_text" not in found:
         common = {k: v for k, v in common.items() if k != "ref_text"}
     merged = {**common, **found}
     ref, said = merged.get("ref"), merged.get("ref_text")
     if ref is not None and not isinstance(ref, Voice):
-        key = (str(ref), said)
+        key = (str(ref), None if said is None else str(said))
         if key not in voices:
             voices[key] = read_voice(*key)
         merged["ref"] = voices[key]
     return _ask(merged, where)
+
+
+def _json_row(row: str, where: str) -> dict[str, Any]:
+    """What a JSON line gives, without its nulls; raises UsageError for other keys, and values of another type."""
+    try:
+        found: dict[str, Any] = json.loads(row)
+        json.dumps(found, ensure_ascii=False).encode()  # "\ud800" alone is JSON, but no text
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is no JSON object ({error}): a plain text must not begin with {{") from None
+    if found.get("text") is None:
+        raise UsageError(f'{where} has no "text"')
+    for key, value in found.items():
+        if key not in LINE_KEYS:
+            raise UsageError(f"{where}: unknown key {key!r}{nearest(key, LINE_KEYS)}")
+        number = key in NUMBERS
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float if number else str)):
+            shown, wanted = json.dumps(value)[:40], "number" if number else "text in quotes"
+            raise UsageError(f"{where}: {key} is {shown}: expected a {wanted}, or leave it out")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _beside(ref: str, folder: Path, where: str) -> str:
+    """A recording's path, looked for in the folder of the texts first; raises UsageError for what cannot be a path."""
+    try:
+        return str(folder / ref) if (folder / ref).is_file() else ref
+    except OSError as error:
+        raise UsageError(f"{where}: ref cannot be read ({error.strerror}): give the path of a recording") from None

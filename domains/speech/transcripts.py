@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,11 @@ def _beside(files: list[Path], report: FolderReport) -> list[tuple[Path, str]]:
 
 
 def _listed(path: Path, folder: Path, files: list[Path], report: FolderReport) -> Iterator[tuple[Path, str]]:
-    """Rows of a metadata.csv (id|text[|text as spoken]) or of JSON lines (keys `audio`, `text`)."""
-    by_stem = {p.stem: p for p in reversed(files)}
+    """Rows of a metadata.csv (id|text[|text as spoken]) or of JSON lines (keys `audio`, `text`).
+
+    A recording is named by its path, with or without suffix, or by its stem where only one has it.
+    """
+    known = _index(files, folder)
     for number, line in enumerate((_text(path, report) or "").splitlines(), 1):
         if not line.strip():
             continue
@@ -92,12 +96,27 @@ def _listed(path: Path, folder: Path, files: list[Path], report: FolderReport) -
         if row is None:
             report.skip("bad line", f"{path.name} line {number}")
             continue
-        given = folder / row[0]
-        audio = given if given.is_file() else by_stem.get(row[0])
-        if audio is None:
-            report.skip("audio not found", f"{path.name} line {number} ({row[0]})")
+        try:
+            found = [folder / row[0]] if (folder / row[0]).is_file() else known.get(row[0], [])
+        except OSError:  # no file system takes such a name
+            report.skip("bad line", f"{path.name} line {number}")
+            continue
+        if len(found) == 1:
+            yield found[0], row[1]
         else:
-            yield audio, row[1]
+            names = " or ".join(p.relative_to(folder).as_posix() for p in found)
+            shown = f"ambiguous id {row[0]}: {names}" if found else row[0]
+            report.skip("audio not found", f"{path.name} line {number} ({shown})")
+
+
+def _index(files: list[Path], folder: Path) -> dict[str, list[Path]]:
+    """Recordings by their stems, and by their paths below the folder without suffix, which alone decide where known."""
+    stems: dict[str, list[Path]] = defaultdict(list)
+    paths: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        stems[path.stem].append(path)
+        paths[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+    return {**stems, **paths}
 
 
 def _ljspeech_row(line: str) -> tuple[str, str] | None:
@@ -108,6 +127,7 @@ def _ljspeech_row(line: str) -> tuple[str, str] | None:
 def _json_row(line: str) -> tuple[str, str] | None:
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()  # "\ud800" alone is JSON, but no text
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not isinstance(row.get("audio"), str) or not isinstance(row.get("text"), str):

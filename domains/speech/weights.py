@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from xdistill.errors import XDistillError
+from xdistill.foreign import DAMAGE
 
 
 def weights_file(path: Path, names: Sequence[str], config: str) -> Path:
@@ -31,7 +30,7 @@ def read_weights(file: Path, inside: str | None = None) -> dict[str, Tensor]:
     """
     try:
         state: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         raise XDistillError(f"{file} is no file of plain weights ({type(error).__name__}): fetch it again") from error
     if inside is not None and isinstance(state, Mapping):
         state = state.get(inside, state)

@@ -59,11 +59,11 @@ def encode(sample: Passage, format: str) -> bytes:
 
 def write(sample: Passage, path: Path) -> Path:
     """Write one passage atomically, `.json` unless the path says `.txt`; returns the final path."""
-    if path.suffix[1:] not in FORMATS:
+    if path.suffix[1:].lower() not in FORMATS:
         path = path.with_name(f"{path.name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(encode(sample, path.suffix[1:]))
+    part.write_bytes(encode(sample, path.suffix[1:].lower()))
     os.replace(part, path)
     return path
 
@@ -95,7 +95,7 @@ def load(path: Path, tokenizer: TextTokenizer) -> Passage:
 def read(folder: Path, tokenizer: TextTokenizer) -> list[Passage]:
     """Passages of a folder's .txt and .json files (one each) and .jsonl files (one a line), in the order of names."""
     suffixes = (".txt", ".json", PACKED_SUFFIX)
-    paths = sorted(p for p in folder.iterdir() if p.suffix in suffixes and not p.name.startswith("."))
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
     paths = [p for p in paths if p.name != "request.json"]
     if not paths:
         raise XDistillError(f"{folder}: no {', '.join(suffixes)} files to read")
@@ -115,10 +115,10 @@ def read_text(path: Path | str, data: bytes) -> str:
 
 def _passages(path: Path, tokenizer: TextTokenizer) -> Iterator[Passage]:
     text = read_text(path, path.read_bytes())
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         yield passage_of(text.removesuffix("\n"), tokenizer)
         return
-    for number, row in enumerate([text] if path.suffix == ".json" else text.split("\n"), 1):
+    for number, row in enumerate([text] if path.suffix.lower() == ".json" else text.split("\n"), 1):
         if not row.strip():
             continue
         try:

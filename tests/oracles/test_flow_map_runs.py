@@ -256,7 +256,7 @@ class TestErrors:
             (lambda: split(steps=2, times=[0, 0.5, 1]), "falling numbers"),
             (lambda: split(steps=2, times=[1, "a", 0]), "falling numbers"),
             (lambda: split(instant=1.5), "instant=1.5: expected a share"),
-            (lambda: split(velocity="both"), "velocity is teacher or data"),
+            (lambda: split(velocity="both"), "choose teacher or data"),
             (lambda: split(omega=2.0), "guide the target of velocity=data"),
             (lambda: meanflow(derivative="dual"), "func or finite_difference"),
             (lambda: meanflow(difference_step=-1.0), "difference_step=-1"),

@@ -14,7 +14,7 @@ from xdistill.domain import Domain
 
 BUCKET = 8  # elements: designs of one padded width are drawn together, so that no design's width depends on its batch
 LEAST_ROWS = 4  # of a network call: matrix products of fewer rows run other kernels, which round differently
-CHUNK = 4096  # designs planned at once: bounds memory
+CHUNK = 256  # designs planned at once for their sizes: plans hold all that networks are shown, prompts for one
 
 
 @dataclass(frozen=True)

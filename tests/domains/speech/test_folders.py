@@ -47,6 +47,35 @@ def test_json_lines(tmp_path: Path) -> None:
         assert report.counts == {"listed twice": 1, "bad line": 3}
 
 
+def test_a_row_that_no_file_can_match_is_a_bad_line(tmp_path: Path) -> None:
+    voice(tmp_path / "wavs" / "a.wav")
+    (tmp_path / "metadata.csv").write_text(f"{'x' * 300}|Long\na|Good\n{'s/' * 3000}b|Deep\n")
+    kept, report = folders.scan(tmp_path)
+    assert [r.text for r in kept] == ["Good"]
+    assert report.counts == {"bad line": 2}
+    (tmp_path / "all.jsonl").write_text('{"audio": "wavs/a.wav", "text": "\\ud800"}\n{"audio": "a", "text": "Good"}')
+    kept, report = folders.scan(tmp_path / "all.jsonl")
+    assert [r.text for r in kept] == ["Good"]
+    assert report.counts == {"bad line": 1}
+
+
+def test_ids_of_several_recordings(tmp_path: Path) -> None:
+    for name in ("s1/001", "s2/001", "s2/002", "003", "s1/003"):
+        voice(tmp_path / f"{name}.wav")
+    rows = "001|Whose?\ns2/001|Second\n002|Alone\n003|On top\ns1/003|Below\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    kept, report = folders.scan(tmp_path)
+    assert {r.id: r.text for r in kept} == {
+        "s2/001.wav": "Second",
+        "s2/002.wav": "Alone",
+        "003.wav": "On top",
+        "s1/003.wav": "Below",
+    }
+    assert report.counts == {"audio not found": 1, "no transcript": 1}
+    assert report.examples["audio not found"] == ["metadata.csv line 1 (ambiguous id 001: s1/001.wav or s2/001.wav)"]
+    assert report.examples["no transcript"] == ["s1/001.wav"]
+
+
 def test_texts_beside(tmp_path: Path) -> None:
     voice(tmp_path / "b" / "x.flac", rate=44100).with_suffix(".lab").write_text("Two\n words\n")
     voice(tmp_path / "a.wav").with_suffix(".txt").write_text("One.")

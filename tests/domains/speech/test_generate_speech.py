@@ -14,6 +14,7 @@ import torch
 from speech_student import CHARACTERS, SYMBOLS, hum, random_flow, write_checkpoint, write_sound
 
 from xdistill.cli import main
+from xdistill.domains.speech.requests import parse_request
 from xdistill.domains.speech.spoken import Spoken
 from xdistill.domains.speech.vocos import Vocos, VocosConfig, save_vocos
 from xdistill.evaluation import read_samples
@@ -162,6 +163,25 @@ def voices(folder: Path) -> None:
     (folder / "lines.jsonl").write_text('{"text": "No."}\n{"txet": "No."}\n')
     (folder / "odd.jsonl").write_text('{"text": "No.", "sped": 2}\n')
     (folder / "json.jsonl").write_text('{"text": "No."\n')
+    for name, row in TYPES.items():
+        (folder / f"{name}.jsonl").write_text(f"Yes.\n{row}\n")
+
+
+#: Rows whose values are of another type than a line's.
+TYPES = {
+    "ref": '{"text": "No.", "ref": 5, "ref_text": "a hum"}',
+    "refs": '{"text": "No.", "ref": ["a.wav"]}',
+    "said": '{"text": "No.", "ref": "good.wav", "ref_text": {"a": 1}}',
+    "fast": '{"text": "No.", "speed": "2"}',
+    "true": '{"text": "No.", "duration": true}',
+    "huge": '{"text": "No.", "duration": 1e999}',
+    "null": '{"text": null, "ref": "good.wav"}',
+    "number": '{"text": 5}',
+    "half": '{"text": "No \\ud800"}',
+    "deep": '{"text": ' + "[" * 99_999,
+    "breaks": '{"text": "No.", "a\\nb": 1}',
+    "name": '{"text": "No.", "ref": "' + "x" * 300 + '.wav", "ref_text": "a hum"}',
+}
 
 
 HUM = "ref_text=a hum"
@@ -201,6 +221,18 @@ HUM = "ref_text=a hum"
         (["texts=DIR/lines.jsonl"], 2, 'lines.jsonl line 2 has no "text"'),
         (["texts=DIR/odd.jsonl"], 2, "odd.jsonl line 1: unknown key 'sped': did you mean 'speed'"),
         (["texts=DIR/json.jsonl"], 2, "json.jsonl line 1 is no JSON object"),
+        (["texts=DIR/ref.jsonl"], 2, "ref.jsonl line 2: ref is 5: expected a text in quotes"),
+        (["texts=DIR/refs.jsonl"], 2, 'refs.jsonl line 2: ref is ["a.wav"]: expected a text in quotes'),
+        (["texts=DIR/said.jsonl"], 2, 'said.jsonl line 2: ref_text is {"a": 1}: expected a text in quotes'),
+        (["texts=DIR/fast.jsonl"], 2, 'fast.jsonl line 2: speed is "2": expected a number'),
+        (["texts=DIR/true.jsonl"], 2, "true.jsonl line 2: duration is true: expected a number"),
+        (["texts=DIR/huge.jsonl"], 2, "huge.jsonl line 2, duration=inf: expected a positive number"),
+        (["texts=DIR/null.jsonl"], 2, 'null.jsonl line 2 has no "text"'),
+        (["texts=DIR/number.jsonl"], 2, "number.jsonl line 2: text is 5: expected a text in quotes"),
+        (["texts=DIR/half.jsonl"], 2, "half.jsonl line 2 is no JSON object"),
+        (["texts=DIR/deep.jsonl"], 2, "deep.jsonl line 2 is no JSON object"),
+        (["texts=DIR/breaks.jsonl"], 2, "breaks.jsonl line 2: unknown key"),
+        (["texts=DIR/name.jsonl"], 2, "name.jsonl line 2: ref cannot be read (File name too long)"),
         (["texts=DIR/latin.txt"], 2, "latin.txt is not UTF-8"),
         (["texts=DIR/empty.txt"], 2, "has no line"),
         (["texts=DIR/none.txt"], 2, "No such file"),
@@ -236,6 +268,21 @@ def voices_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("voices")
     voices(folder)
     return folder
+
+
+def test_null_in_a_line_is_absent(voices_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"text": "No.", "ref": None, "ref_text": None, "duration": None, "speed": None},
+        {"text": "No.", "ref": str(voices_folder / "good.wav"), "ref_text": "a hum", "speed": None},
+        {"text": "No."},
+    ]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for common in ({}, {"speed": 2.0, "ref": str(voices_folder / "stereo8k.wav"), "ref_text": 5}):
+        asked = parse_request({"texts": str(tmp_path / "texts.jsonl"), **common})
+        assert asked is not None
+        assert replace(asked.asks[0], where="") == replace(asked.asks[2], where="")
+        assert [ask.speed for ask in asked.asks] == [common.get("speed", 1.0)] * 3
+        assert [ask.voice.text if ask.voice else None for ask in asked.asks[:2]] == ["5" if common else None, "a hum"]
 
 
 def test_stereo_and_telephone_recordings_are_taken(checkpoint: Path, voices_folder: Path, tmp_path: Path) -> None:

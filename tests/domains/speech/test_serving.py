@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +12,15 @@ import torch
 from speech_student import ALIGNED, CHARACTERS, SYMBOLS, hum, random_flow, speech_domain, write_sound
 
 from xdistill import rng
-from xdistill.domains.speech import SpeechDomain, corpus, durations, lexicon, planning
+from xdistill.domains.speech import SpeechDomain, alignment, corpus, durations, lexicon, planning
 from xdistill.domains.speech.flow import SpeechCond, SpeechFlow
 from xdistill.domains.speech.mel import MelSpec, mel
+from xdistill.domains.speech.requests import Ask
 from xdistill.domains.speech.spoken import Script, Spoken
+from xdistill.domains.speech.voices import read_voice
 from xdistill.errors import UsageError
 from xdistill.evaluation import draw, teacher_sampler
+from xdistill.generation.plan import design_sizes
 from xdistill.guidance import Guided
 from xdistill.models import Batch
 
@@ -131,6 +134,49 @@ def test_a_voice_is_shown_and_cut_off_again(
     np.testing.assert_allclose(sample.mel[0], line.prompt[-1].numpy())
     np.testing.assert_allclose(sample.mel[1:], -1.85 + 2.8, rtol=1e-6)
     assert (sample.text, sample.gain) == (TEXT, line.gain)
+
+
+def test_lines_in_one_voice_share_it(domain: SpeechDomain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pocketsphinx")
+    clip = next(c for c in corpus.clips("heldout") if c.seconds < 3)
+    path = write_sound(tmp_path / "voice.wav", 0.3 * clip.audio(), corpus.RATE)
+    align, calls = alignment.align, []
+    monkeypatch.setattr(alignment, "align", lambda *args: calls.append(1) or align(*args))
+    asks = [Ask(text, read_voice(str(path), clip.text)) for text in (TEXT, "No, thanks.", "Hold the line.")]
+    first, *others = [planning.item(ask, domain.reader) for ask in asks]
+    assert len(calls) == 1, "the voice is aligned once, not once a line"
+    assert first.frames != others[0].frames
+    for other in others:
+        assert other.prompt is first.prompt
+        assert other.line.prompt is first.line.prompt
+    said = read_voice(str(path), "Press one.")
+    assert torch.equal(planning.item(Ask(TEXT, said), domain.reader).prompt, first.prompt)
+    assert len(calls) == 2, "other words, other phones"
+
+
+def test_absurd_durations_are_refused_at_once(domain: SpeechDomain) -> None:
+    for seconds in (22.01, 1e300, 1e308, 10**30):
+        with pytest.raises(UsageError, match="at most 22 s at once"):
+            domain.plan([0], 0, text=TEXT, duration=seconds)
+    with pytest.raises(UsageError, match="expected a positive number"):
+        domain.plan([0], 0, text=TEXT, duration=10**400)
+    assert domain.plan([0], 0, text=TEXT, duration=22.0).like.elements.item() == round(22 * 93.75)
+
+
+def test_sizes_are_planned_a_few_at_a_time(domain: SpeechDomain, voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = {"text": TEXT, "ref": str(voice), "ref_text": "A hum", "say": {"blorptic": "B L AH"}}
+    plan, wide = SpeechDomain.plan, []
+
+    def watched(self: SpeechDomain, indices: Sequence[int], seed: int, **asked: object) -> Batch:
+        batch = plan(self, indices, seed, **asked)
+        wide.append(condition(batch).mel.nbytes)
+        return batch
+
+    monkeypatch.setattr(SpeechDomain, "plan", watched)
+    sizes = design_sizes(domain, 1000, 0, request)
+    assert sum(wide) > 1e8, "prompts of all samples together"
+    assert max(wide) < 5e7
+    assert sizes.tolist() == [plan(domain, [0], 0, **request).like.elements.item()] * 1000
 
 
 def test_characters_follow_the_rule_of_f5(characters: SpeechDomain, voice: Path) -> None:

@@ -83,6 +83,16 @@ def test_folders_of_anyone(tmp_path: Path) -> None:
         codec.read(empty, SPEC)
 
 
+def test_suffixes_in_capitals(tmp_path: Path) -> None:
+    sample = utterance()
+    for name in ("a.WAV", "b.Flac", "c.NPZ", "d.wav"):
+        assert codec.write(sample, tmp_path / name, CHOICE) == tmp_path / name
+    (tmp_path / f"e{codec.PACKED_SUFFIX.upper()}").write_bytes(codec.pack([sample], [0]))
+    found = codec.read(tmp_path, SPEC)
+    assert [s.text for s in found] == [sample.text] * 4
+    assert [s.audio is None for s in found] == [False, False, True, False]
+
+
 def test_packed_shards_are_exact() -> None:
     samples = [utterance(0.2, "one", id="x"), utterance(0.3, "zwei ß", gain=3.0), utterance(0.2, "", kind="bigvgan")]
     data = codec.pack(samples, [4, 2, 9])

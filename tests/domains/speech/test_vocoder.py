@@ -22,6 +22,7 @@ from xdistill.domains.speech.resampling import resample
 from xdistill.domains.speech.stft import istft, stft
 from xdistill.domains.speech.vocoder import load_vocoder, vocode
 from xdistill.domains.speech.vocos import Vocos, VocosConfig, load_vocos, official_config, save_vocos
+from xdistill.domains.speech.weights import read_weights
 from xdistill.errors import UsageError, XDistillError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/speech"
@@ -193,6 +194,42 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
     torch.save({"backbone.x": Path("code")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(XDistillError, match="no file of plain weights"):
         load_vocos(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        b"text",
+        b"Not found\n",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"{}",
+        b"ca",
+        b"X",
+        b"\xff",
+    ],
+)
+def test_any_other_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(XDistillError, match=r"w\.pt is no file of plain weights \(\w+\): fetch it again$"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_cut_and_altered_weights_are_refused(tmp_path: Path) -> None:
+    """Torch's old files, at whose pickles it looks byte by byte."""
+    file = tmp_path / "w.pt"
+    torch.save({"a": torch.ones(3)}, file, _use_new_zipfile_serialization=False)
+    whole, refused = file.read_bytes(), 0
+    damaged = [whole[:n] for n in range(0, len(whole), 7)]
+    damaged += [whole[:n] + b"h" + whole[n + 1 :] for n in range(0, len(whole), 7)]
+    for content in damaged:
+        file.write_bytes(content)
+        try:
+            read_weights(file)
+        except XDistillError:
+            refused += 1
+    assert refused > len(damaged) / 2
 
 
 def test_the_shipped_vocoder_is_for_the_shipped_voice() -> None:
