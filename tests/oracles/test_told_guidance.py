@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import pytest
@@ -14,9 +15,11 @@ from xdistill import rng
 from xdistill.errors import UsageError
 from xdistill.guidance import Guided, ToldSource
 from xdistill.models import Batch, NoCond, tell, told
+from xdistill.objectives import Setting
 from xdistill.objectives.flow_map import Draws
 from xdistill.objectives.improved_meanflow import ImprovedMeanFlow
 from xdistill.objectives.interval import Interval
+from xdistill.objectives.mid_training import MidTraining
 from xdistill.process import Kind
 from xdistill.state import Dense, Field
 from xdistill.times import ConstantLam
@@ -36,6 +39,9 @@ class Asked:
 
     def with_guidance(self, scale: Tensor | None) -> Asked:
         return replace(self, guidance=scale)
+
+    def to(self, device: torch.device) -> Asked:
+        return self
 
 
 def known(x: Field, given: bool) -> Field:
@@ -132,3 +138,15 @@ def test_a_sampler_tells_its_scale_to_every_call() -> None:
     assert all(torch.equal(h, torch.full((3,), 2.5)) for h in heard[2:])
     with pytest.raises(UsageError, match="tell a network no guidance scale"):
         tell(NoCond(), torch.ones(3))
+
+
+def test_stored_trajectories_are_of_the_scale_that_comes_with_them(tmp_path) -> None:
+    objective = MidTraining(PROCESS, points=3, trajectories=2 * N, solver_steps=1)
+    setting = Setting(Guided(Plain(), 2.0), tmp_path, {"seed": 0}, torch.device("cpu"), True)
+    batch = objective.source(ToldSource(Fixed(), 1.0, 6.0, 3), setting).batch(0, 0, 1)
+    x, _, last = batch.states
+    for a, b in itertools.pairwise(objective.known.tolist()):
+        velocity = Guided(Plain(), 1.0)(x, torch.full((N,), a, dtype=F64), batch.cond)
+        x = x + (b - a) * velocity
+    assert len(told(batch.cond).unique()) == N
+    assert gap(x, last) < 1e-4
